@@ -1,0 +1,92 @@
+//! Later fragments carry no ports: a small bounded table finds those of their datagram's first fragment.
+
+use crate::packet::Observation;
+use std::net::IpAddr;
+
+/// Slots that one datagram may be kept in; the oldest of them gives way.
+const WAYS: usize = 4;
+
+/// A datagram is forgotten after this (RFC 8200, 4.5 gives its reassembly 60 s; IPv4 stacks use 30 s).
+const LIFETIME_NS: u64 = 60_000_000_000;
+
+#[derive(Clone, Copy)]
+struct Datagram {
+    source: IpAddr,
+    destination: IpAddr,
+    identification: u32,
+    protocol: u8,
+    ports: (u16, u16),
+    upper: u8,
+    seen_ns: u64,
+}
+
+/// Remembers the ports of first fragments, a fixed number of them.
+pub struct FragmentTable {
+    slots: Box<[Option<Datagram>]>,
+    seed: u64,
+}
+
+impl FragmentTable {
+    /// A table for at least `datagrams` datagrams in flight; `seed` should be random, so that nobody can aim at one slot.
+    pub fn new(datagrams: usize, seed: u64) -> FragmentTable {
+        let slots = datagrams.next_power_of_two().max(WAYS);
+        FragmentTable { slots: vec![None; slots].into_boxed_slice(), seed }
+    }
+
+    /// Size in bytes.
+    pub fn memory_bytes(&self) -> usize {
+        std::mem::size_of_val(&*self.slots)
+    }
+
+    /// Keeps the ports of a first fragment, gives them to a later one. Without its first fragment a later one keeps port 0.
+    pub fn resolve(&mut self, observation: &mut Observation, now_ns: u64) {
+        let Some(fragment) = observation.fragment else { return };
+        let key = &mut observation.key;
+        let same = |slot: &Datagram| {
+            slot.identification == fragment.identification
+                && slot.protocol == fragment.protocol
+                && slot.source == key.source
+                && slot.destination == key.destination
+        };
+        let start = self.set(key.source, key.destination, fragment.identification);
+        let ways = &mut self.slots[start..start + WAYS];
+        if fragment.first {
+            let way = ways.iter().position(|slot| slot.as_ref().is_some_and(same)).unwrap_or_else(|| oldest(ways));
+            ways[way] = Some(Datagram {
+                source: key.source,
+                destination: key.destination,
+                identification: fragment.identification,
+                protocol: fragment.protocol,
+                ports: (key.source_port, key.destination_port),
+                upper: key.protocol,
+                seen_ns: now_ns,
+            });
+        } else if let Some(first) = ways.iter().flatten().find(|slot| same(slot))
+            && now_ns.saturating_sub(first.seen_ns) < LIFETIME_NS
+        {
+            (key.source_port, key.destination_port) = first.ports;
+            key.protocol = first.upper;
+        }
+    }
+
+    fn set(&self, source: IpAddr, destination: IpAddr, identification: u32) -> usize {
+        let word = |address: IpAddr| match address {
+            IpAddr::V4(a) => u64::from(u32::from(a)),
+            IpAddr::V6(a) => {
+                let bits = u128::from(a);
+                (bits >> 64) as u64 ^ (bits as u64).rotate_left(29)
+            }
+        };
+        let mut hash = self.seed;
+        for word in [word(source), word(destination), u64::from(identification)] {
+            hash = (hash ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            hash ^= hash >> 32;
+        }
+        (hash as usize & (self.slots.len() - 1)) & !(WAYS - 1)
+    }
+}
+
+fn oldest(ways: &[Option<Datagram>]) -> usize {
+    let age = |way: &usize| ways[*way].map_or(0, |slot| slot.seen_ns);
+    (0..ways.len()).min_by_key(age).expect("a set has ways")
+}
