@@ -1,0 +1,230 @@
+//! The Templates that Nagare exports, and the builder of its Messages.
+//!
+//! | Template | what |
+//! |---|---|
+//! | 256, 257 | bidirectional flows of IPv4, of IPv6 (RFC 5103) |
+//! | 258 | a term of a Metering Process's books: packets, scoped by meteringProcessId and selectorName |
+//! | 259 | a term of the Exporting Process's books: flows, scoped by exportingProcessId and selectorName |
+//! | 260 | the Exporting Process's statistics (RFC 7011, 4.1 and 4.3) |
+
+use super::codec::{VARIABLE, put_variable};
+use super::element as ie;
+use super::mapping::{Book, ExporterStatistics, Process};
+use super::message::{
+    FieldSpecifier, HEADER_LENGTH, MESSAGE_MAX, MessageHeader, OPTIONS_TEMPLATE_SET, TEMPLATE_SET, TemplateRecord,
+};
+use crate::flow::FlowRecord;
+use std::net::IpAddr;
+
+const FLOW_IPV4: u16 = 256;
+const FLOW_IPV6: u16 = 257;
+const METERING_BOOK: u16 = 258;
+const EXPORTING_BOOK: u16 = 259;
+const STATISTICS: u16 = 260;
+
+/// biflowDirection: the source is the initiator, as far as the Metering Process could tell (RFC 5103, 6.3).
+const INITIATOR: u8 = 1;
+
+/// Octets of a flow of IPv6; one of IPv4 has 24 less.
+const FLOW_IPV6_LENGTH: usize = 8 + 8 + 32 + 4 + 1 + 1 + 2 + 1 + 1 + 2 * (8 + 8 + 2);
+
+/// The shortest limit of a Message that can hold all Templates or any record.
+pub const LIMIT_MIN: usize = 512;
+
+fn flow_template(id: u16, source: u16, destination: u16, address_length: u16) -> TemplateRecord {
+    let iana = FieldSpecifier::iana;
+    let reverse = FieldSpecifier::reverse;
+    let fields = vec![
+        iana(ie::FLOW_START_MILLISECONDS, 8),
+        iana(ie::FLOW_END_MILLISECONDS, 8),
+        iana(source, address_length),
+        iana(destination, address_length),
+        iana(ie::SOURCE_TRANSPORT_PORT, 2),
+        iana(ie::DESTINATION_TRANSPORT_PORT, 2),
+        iana(ie::PROTOCOL_IDENTIFIER, 1),
+        iana(ie::IP_CLASS_OF_SERVICE, 1),
+        iana(ie::VLAN_ID, 2),
+        iana(ie::FLOW_END_REASON, 1),
+        iana(ie::BIFLOW_DIRECTION, 1),
+        iana(ie::PACKET_DELTA_COUNT, 8),
+        iana(ie::OCTET_DELTA_COUNT, 8),
+        iana(ie::TCP_CONTROL_BITS, 2),
+        reverse(ie::PACKET_DELTA_COUNT, 8),
+        reverse(ie::OCTET_DELTA_COUNT, 8),
+        reverse(ie::TCP_CONTROL_BITS, 2),
+    ];
+    TemplateRecord { id, scopes: 0, fields }
+}
+
+/// All Templates of a Transport Session, in the order in which they are sent.
+pub fn templates() -> Vec<TemplateRecord> {
+    let iana = FieldSpecifier::iana;
+    let book = |id, process, value| TemplateRecord {
+        id,
+        scopes: 2,
+        fields: vec![iana(process, 4), iana(ie::SELECTOR_NAME, VARIABLE), iana(value, 8)],
+    };
+    vec![
+        flow_template(FLOW_IPV4, ie::SOURCE_IPV4_ADDRESS, ie::DESTINATION_IPV4_ADDRESS, 4),
+        flow_template(FLOW_IPV6, ie::SOURCE_IPV6_ADDRESS, ie::DESTINATION_IPV6_ADDRESS, 16),
+        book(METERING_BOOK, ie::METERING_PROCESS_ID, ie::PACKET_TOTAL_COUNT),
+        book(EXPORTING_BOOK, ie::EXPORTING_PROCESS_ID, ie::OBSERVED_FLOW_TOTAL_COUNT),
+        TemplateRecord {
+            id: STATISTICS,
+            scopes: 1,
+            fields: vec![
+                iana(ie::EXPORTING_PROCESS_ID, 4),
+                iana(ie::SYSTEM_INIT_TIME_MILLISECONDS, 8),
+                iana(ie::EXPORTED_MESSAGE_TOTAL_COUNT, 8),
+                iana(ie::EXPORTED_OCTET_TOTAL_COUNT, 8),
+                iana(ie::EXPORTED_FLOW_RECORD_TOTAL_COUNT, 8),
+                iana(ie::NOT_SENT_FLOW_TOTAL_COUNT, 8),
+                iana(ie::NOT_SENT_PACKET_TOTAL_COUNT, 8),
+                iana(ie::NOT_SENT_OCTET_TOTAL_COUNT, 8),
+            ],
+        },
+    ]
+}
+
+/// There is no room for the record: finish this Message, then push it again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+/// Builds one Message after another in one buffer.
+pub struct MessageBuilder {
+    buffer: Vec<u8>,
+    limit: usize,
+    open_set: Option<(u16, usize)>,
+    records: u32,
+}
+
+impl MessageBuilder {
+    /// A builder of Messages of at most `limit` octets; it is held between [`LIMIT_MIN`] and 65,535.
+    pub fn new(limit: usize) -> MessageBuilder {
+        let limit = limit.clamp(LIMIT_MIN, MESSAGE_MAX);
+        let mut buffer = Vec::with_capacity(limit);
+        buffer.resize(HEADER_LENGTH, 0);
+        MessageBuilder { buffer, limit, open_set: None, records: 0 }
+    }
+
+    /// Data Records in the Message so far; Template Records do not count (RFC 7011, 3.1).
+    pub fn records(&self) -> u32 {
+        self.records
+    }
+
+    /// Whether nothing was pushed.
+    pub fn is_empty(&self) -> bool {
+        self.buffer.len() == HEADER_LENGTH
+    }
+
+    /// Adds all of [`templates`]; they go before the data that they describe (RFC 7011, 8.2).
+    pub fn push_templates(&mut self) -> Result<(), Full> {
+        let mut scratch = Vec::new();
+        for template in templates() {
+            let set = if template.scopes > 0 { OPTIONS_TEMPLATE_SET } else { TEMPLATE_SET };
+            scratch.clear();
+            template.write(&mut scratch);
+            self.push(set, scratch.len(), |out| out.extend_from_slice(&scratch))?;
+        }
+        Ok(())
+    }
+
+    /// Adds a flow.
+    pub fn push_flow(&mut self, flow: &FlowRecord) -> Result<(), Full> {
+        let key = &flow.key;
+        let (template, length) = match key.source {
+            IpAddr::V4(_) => (FLOW_IPV4, FLOW_IPV6_LENGTH - 24),
+            IpAddr::V6(_) => (FLOW_IPV6, FLOW_IPV6_LENGTH),
+        };
+        self.push(template, length, |out| {
+            out.extend_from_slice(&flow.start_ms.to_be_bytes());
+            out.extend_from_slice(&flow.end_ms.to_be_bytes());
+            for address in [key.source, key.destination] {
+                match address {
+                    IpAddr::V4(address) => out.extend_from_slice(&address.octets()),
+                    IpAddr::V6(address) => out.extend_from_slice(&address.octets()),
+                }
+            }
+            out.extend_from_slice(&key.source_port.to_be_bytes());
+            out.extend_from_slice(&key.destination_port.to_be_bytes());
+            out.extend_from_slice(&[key.protocol, flow.tos]);
+            out.extend_from_slice(&key.vlan.to_be_bytes());
+            out.extend_from_slice(&[flow.end_reason, INITIATOR]);
+            for counters in [&flow.forward, &flow.reverse] {
+                out.extend_from_slice(&counters.packets.to_be_bytes());
+                out.extend_from_slice(&counters.octets.to_be_bytes());
+                out.extend_from_slice(&counters.tcp_flags.to_be_bytes());
+            }
+        })?;
+        self.records += 1;
+        Ok(())
+    }
+
+    /// Adds a term of the books; its name is cut to [`super::mapping::NAME_MAX`] octets.
+    pub fn push_book(&mut self, book: &Book) -> Result<(), Full> {
+        let set = match book.process {
+            Process::Metering => METERING_BOOK,
+            Process::Exporting => EXPORTING_BOOK,
+        };
+        let name = &book.name.as_bytes()[..book.name.floor_char_boundary(super::mapping::NAME_MAX)];
+        self.push(set, 4 + 1 + name.len() + 8, |out| {
+            out.extend_from_slice(&book.process_id.to_be_bytes());
+            put_variable(out, name);
+            out.extend_from_slice(&book.value.to_be_bytes());
+        })?;
+        self.records += 1;
+        Ok(())
+    }
+
+    /// Adds the Exporting Process's statistics.
+    pub fn push_statistics(&mut self, statistics: &ExporterStatistics) -> Result<(), Full> {
+        let s = statistics;
+        self.push(STATISTICS, 4 + 7 * 8, |out| {
+            out.extend_from_slice(&s.process_id.to_be_bytes());
+            let counts = [s.init_time_ms, s.messages, s.octets, s.records];
+            for count in counts.into_iter().chain([s.not_sent_flows, s.not_sent_packets, s.not_sent_octets]) {
+                out.extend_from_slice(&count.to_be_bytes());
+            }
+        })?;
+        self.records += 1;
+        Ok(())
+    }
+
+    /// Completes the Message and begins the next. `export_time` is in seconds since 1970 UTC, `sequence` the Data Records
+    /// sent before in this session and domain.
+    pub fn finish(&mut self, export_time: u32, sequence: u32, domain: u32) -> Vec<u8> {
+        self.close_set();
+        let length = self.buffer.len() as u16; // At most `limit`, which is at most 65,535.
+        MessageHeader { length, export_time, sequence, domain }.write(&mut self.buffer);
+        let mut next = Vec::with_capacity(self.limit);
+        next.resize(HEADER_LENGTH, 0);
+        self.records = 0;
+        std::mem::replace(&mut self.buffer, next)
+    }
+
+    /// Appends `length` octets to the open Set where it has this ID, else to a new one: one kind of record a Set (3.3.1).
+    fn push(&mut self, set: u16, length: usize, write: impl FnOnce(&mut Vec<u8>)) -> Result<(), Full> {
+        let open = self.open_set.is_some_and(|(id, _)| id == set);
+        let needed = if open { length } else { length + 4 };
+        if self.buffer.len() + needed > self.limit {
+            return Err(Full);
+        }
+        if !open {
+            self.close_set();
+            self.open_set = Some((set, self.buffer.len()));
+            self.buffer.extend_from_slice(&set.to_be_bytes());
+            self.buffer.extend_from_slice(&[0, 0]);
+        }
+        let before = self.buffer.len();
+        write(&mut self.buffer);
+        debug_assert_eq!(self.buffer.len() - before, length);
+        Ok(())
+    }
+
+    fn close_set(&mut self) {
+        if let Some((_, start)) = self.open_set.take() {
+            let length = (self.buffer.len() - start) as u16;
+            self.buffer[start + 2..start + 4].copy_from_slice(&length.to_be_bytes());
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! The codec against itself, against truncation and damage, and against the rules of RFC 7011 for Templates.
+
+use nagare_wire::flow::{Counters, FlowKey, FlowRecord};
+use nagare_wire::ipfix::export::MessageBuilder;
+use nagare_wire::ipfix::mapping::{Book, ExporterStatistics, Mapped, Process, map};
+use nagare_wire::ipfix::{Malformed, Transport, TransportSession, frame};
+use proptest::prelude::*;
+use std::net::IpAddr;
+
+fn receive(session: &mut TransportSession, message: &[u8]) -> Result<(Vec<Mapped>, u64), Malformed> {
+    let mut mapped = Vec::new();
+    let received = session.receive(message, |header, record| mapped.push(map(header, &record)))?;
+    assert_eq!(received.records, mapped.len() as u64);
+    Ok((mapped, received.lost))
+}
+
+fn counters() -> impl Strategy<Value = Counters> {
+    (any::<u64>(), any::<u64>(), 0u16..4096).prop_map(|(packets, octets, tcp_flags)| Counters {
+        packets,
+        octets,
+        tcp_flags,
+    })
+}
+
+fn flow() -> impl Strategy<Value = FlowRecord> {
+    let v4 = (any::<[u8; 4]>(), any::<[u8; 4]>()).prop_map(|(a, b)| (IpAddr::from(a), IpAddr::from(b)));
+    let v6 = (any::<[u8; 16]>(), any::<[u8; 16]>()).prop_map(|(a, b)| (IpAddr::from(a), IpAddr::from(b)));
+    let key = (prop_oneof![v4, v6], any::<(u16, u16, u8)>(), 0u16..4096);
+    let rest = any::<(u64, u64, u8, u8)>();
+    (key, counters(), counters(), rest).prop_map(|((ends, ports, vlan), forward, reverse, rest)| FlowRecord {
+        key: FlowKey {
+            source: ends.0,
+            destination: ends.1,
+            source_port: ports.0,
+            destination_port: ports.1,
+            protocol: ports.2,
+            vlan,
+        },
+        start_ms: rest.0,
+        end_ms: rest.1,
+        forward,
+        reverse,
+        tos: rest.2,
+        end_reason: rest.3,
+    })
+}
+
+fn entry() -> impl Strategy<Value = Mapped> {
+    let process = prop_oneof![Just(Process::Metering), Just(Process::Exporting)];
+    let book = (process, any::<u32>(), "[a-z_.]{0,64}", any::<u64>())
+        .prop_map(|(process, process_id, name, value)| Mapped::Book(Book { process, process_id, name, value }));
+    let statistics = (any::<u32>(), 1u64.., any::<[u64; 6]>()).prop_map(|(process_id, init_time_ms, v)| {
+        Mapped::Statistics(ExporterStatistics {
+            process_id,
+            init_time_ms,
+            messages: v[0],
+            octets: v[1],
+            records: v[2],
+            not_sent_flows: v[3],
+            not_sent_packets: v[4],
+            not_sent_octets: v[5],
+        })
+    });
+    prop_oneof![4 => flow().prop_map(Mapped::Flow), 1 => book, 1 => statistics]
+}
+
+/// Encodes `entries` as a session would: Templates first, as many Messages as `limit` makes of them.
+fn encode(entries: &[Mapped], limit: usize) -> Vec<Vec<u8>> {
+    let mut builder = MessageBuilder::new(limit);
+    builder.push_templates().expect("the Templates fit any limit");
+    let (mut messages, mut sequence) = (Vec::new(), 0u32);
+    let mut finish = |builder: &mut MessageBuilder| {
+        let records = builder.records();
+        messages.push(builder.finish(1_700_000_000, sequence, 9));
+        sequence += records;
+    };
+    for entry in entries {
+        let push = |builder: &mut MessageBuilder| match entry {
+            Mapped::Flow(flow) => builder.push_flow(flow),
+            Mapped::Book(book) => builder.push_book(book),
+            Mapped::Statistics(statistics) => builder.push_statistics(statistics),
+            Mapped::Other => unreachable!("never generated"),
+        };
+        if push(&mut builder).is_err() {
+            finish(&mut builder);
+            push(&mut builder).expect("an empty Message holds any record");
+        }
+    }
+    finish(&mut builder);
+    messages
+}
+
+proptest! {
+    #[test]
+    fn what_is_encoded_is_decoded(entries in proptest::collection::vec(entry(), 0..80), limit in 400usize..70_000) {
+        let mut session = TransportSession::new(Transport::Stream);
+        let mut decoded = Vec::new();
+        for message in encode(&entries, limit) {
+            prop_assert!(message.len() <= limit.max(512));
+            prop_assert_eq!(frame(&message), Ok(Some(message.len())));
+            let (mapped, lost) = receive(&mut session, &message).unwrap();
+            prop_assert_eq!(lost, 0);
+            decoded.extend(mapped);
+        }
+        prop_assert_eq!(decoded, entries);
+    }
+
+    #[test]
+    fn every_truncation_is_refused(entries in proptest::collection::vec(entry(), 1..6)) {
+        let messages = encode(&entries, 1400);
+        for length in 0..messages[0].len() {
+            let cut = &messages[0][..length];
+            prop_assert_eq!(frame(cut), Ok(None));
+            let mut session = TransportSession::new(Transport::Datagram);
+            prop_assert!(session.receive(cut, |_, _| ()).is_err());
+            // The same cut with a header that admits to it: Sets or records must not add up, or hold less.
+            let mut honest = cut.to_vec();
+            if length >= 16 {
+                honest[2..4].copy_from_slice(&(length as u16).to_be_bytes());
+                let mut records = 0;
+                let _ = session.receive(&honest, |header, record| { map(header, &record); records += 1; });
+                prop_assert!(records <= entries.len());
+            }
+        }
+    }
+
+    #[test]
+    fn damage_never_panics(
+        entries in proptest::collection::vec(entry(), 0..8),
+        damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..20),
+    ) {
+        let mut session = TransportSession::new(Transport::Datagram);
+        for mut message in encode(&entries, 1400) {
+            for (at, value) in &damage {
+                let at = at.index(message.len());
+                message[at] = *value;
+            }
+            let _ = session.receive(&message, |header, record| { map(header, &record); });
+        }
+    }
+
+    #[test]
+    fn random_bytes_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..400), set in 0u16..300) {
+        let length = bytes.len() as u16;
+        if bytes.len() >= 20 {
+            bytes[0..2].copy_from_slice(&10u16.to_be_bytes());
+            bytes[2..4].copy_from_slice(&length.to_be_bytes());
+            bytes[16..18].copy_from_slice(&set.to_be_bytes());
+            bytes[18..20].copy_from_slice(&(length - 16).to_be_bytes());
+        }
+        let _ = TransportSession::new(Transport::Stream).receive(&bytes, |header, record| { map(header, &record); });
+    }
+}
+
+/// A Message of the given domain and sequence with Sets of (ID, content).
+fn message(domain: u32, sequence: u32, sets: &[(u16, &[u8])]) -> Vec<u8> {
+    let mut out = vec![0, 10, 0, 0];
+    for word in [1_700_000_000, sequence, domain] {
+        out.extend_from_slice(&word.to_be_bytes());
+    }
+    for (id, content) in sets {
+        out.extend_from_slice(&id.to_be_bytes());
+        out.extend_from_slice(&(content.len() as u16 + 4).to_be_bytes());
+        out.extend_from_slice(content);
+    }
+    let length = (out.len() as u16).to_be_bytes();
+    out[2..4].copy_from_slice(&length);
+    out
+}
+
+/// A Template Record; an element above 32767 is one of enterprise 4242.
+fn template(id: u16, fields: &[(u16, u16)]) -> Vec<u8> {
+    let mut out = [id.to_be_bytes(), (fields.len() as u16).to_be_bytes()].concat();
+    for (element, length) in fields {
+        out.extend_from_slice(&element.to_be_bytes());
+        out.extend_from_slice(&length.to_be_bytes());
+        if *element > 32767 {
+            out.extend_from_slice(&4242u32.to_be_bytes());
+        }
+    }
+    out
+}
+
+const ADDRESSES: [(u16, u16); 2] = [(8, 4), (12, 4)];
+
+#[test]
+fn foreign_templates_are_understood() {
+    // Reduced sizes, a variable length in both forms, an unknown enterprise element, seconds, padding that is not zero.
+    let fields = [(8, 4), (12, 4), (32770, 65535), (2, 3), (1, 1), (150, 4), (161, 4), (32771, 5)];
+    let long = [vec![255, 1, 44], vec![7; 300]].concat();
+    let record = |prefixed: &[u8]| {
+        let head: &[u8] = &[10, 0, 0, 1, 10, 0, 0, 2];
+        let tail: &[u8] = &[0, 1, 0, 200, 0x65, 0x53, 0xf1, 0, 0, 0, 3, 232, 1, 2, 3, 4, 5];
+        [head, prefixed, tail].concat()
+    };
+    let data = [record(&[2, 1, 1]), record(&long), vec![9, 9, 9]].concat();
+    let mut session = TransportSession::new(Transport::Stream);
+    let bytes = message(1, 0, &[(2, &template(300, &fields)), (300, &data)]);
+    let (mapped, _) = receive(&mut session, &bytes).unwrap();
+    assert_eq!(mapped.len(), 2);
+    for flow in mapped {
+        let Mapped::Flow(flow) = flow else { panic!("{flow:?}") };
+        assert_eq!((flow.forward.packets, flow.forward.octets), (256, 200));
+        assert_eq!((flow.start_ms, flow.end_ms), (1_700_000_000_000, 1_700_000_001_000));
+    }
+}
+
+#[test]
+fn templates_live_by_the_rules_of_their_transport() {
+    let v4 = template(256, &ADDRESSES);
+    let longer = template(256, &[(8, 4), (12, 4), (7, 2)]);
+    let (withdrawal, all) = ([1, 0, 0, 0], [0, 2, 0, 0]);
+    let record: &[u8] = &[10, 0, 0, 1, 10, 0, 0, 2];
+    // (what, transport, Messages before as domain and Sets, records that a Data Set of 256 in domain 1 then gives)
+    type Before<'a> = Vec<(u32, u16, &'a [u8])>;
+    let cases: Vec<(&str, Transport, Before<'_>, usize)> = vec![
+        ("unknown", Transport::Stream, vec![], 0),
+        ("known", Transport::Stream, vec![(1, 2, &v4)], 1),
+        ("of another domain", Transport::Stream, vec![(2, 2, &v4)], 0),
+        ("withdrawn", Transport::Stream, vec![(1, 2, &v4), (1, 2, &withdrawal)], 0),
+        ("all withdrawn", Transport::Stream, vec![(1, 2, &v4), (1, 2, &all)], 0),
+        ("withdrawn in another domain", Transport::Stream, vec![(1, 2, &v4), (2, 2, &withdrawal)], 1),
+        ("withdrawn over UDP", Transport::Datagram, vec![(1, 2, &v4), (1, 2, &withdrawal)], 1),
+        ("replaced, 8 octets are padding", Transport::Stream, vec![(1, 2, &v4), (1, 2, &longer)], 0),
+    ];
+    for (what, transport, before, records) in cases {
+        let mut session = TransportSession::new(transport);
+        for (domain, set, content) in before {
+            receive(&mut session, &message(domain, 0, &[(set, content)])).unwrap();
+        }
+        let (mapped, _) = receive(&mut session, &message(1, 0, &[(256, record)])).unwrap();
+        assert_eq!(mapped.len(), records, "{what}");
+    }
+}
+
+#[test]
+fn the_sequence_tells_losses() {
+    let v4 = template(256, &ADDRESSES);
+    let record: &[u8] = &[10, 0, 0, 1, 10, 0, 0, 2];
+    for (transport, sequences, losses) in [
+        (Transport::Stream, [0, 1, 5, 6], [0, 0, 3, 0]),
+        (Transport::Stream, [4, 5, 6, 7], [4, 0, 0, 0]),
+        (Transport::Datagram, [7, 8, 10, 11], [0, 0, 1, 0]),
+        (Transport::Datagram, [7, 9, 8, 10], [0, 1, 0, 0]),
+        (Transport::Datagram, [u32::MAX, 0, 0x8000_0000, 0x8000_0001], [0, 0, 0, 0]),
+    ] {
+        let mut session = TransportSession::new(transport);
+        receive(&mut session, &message(1, sequences[0], &[(2, &v4)])).unwrap();
+        let mut session = TransportSession::new(transport);
+        for (sequence, loss) in sequences.into_iter().zip(losses) {
+            let bytes = message(1, sequence, &[(2, &v4), (256, record)]);
+            assert_eq!(receive(&mut session, &bytes).unwrap().1, loss, "{transport:?} {sequences:?} at {sequence}");
+        }
+    }
+}
+
+#[test]
+fn malformed_messages_are_named() {
+    let v4 = template(256, &ADDRESSES);
+    let mut session = TransportSession::new(Transport::Stream);
+    receive(&mut session, &message(1, 0, &[(2, &template(257, &[(8, 4), (82, 65535)]))])).unwrap();
+    let mut wrong_version = message(1, 0, &[]);
+    wrong_version[1] = 9;
+    let mut long_set = message(1, 0, &[(2, &v4)]);
+    long_set[19] = 200;
+    let cases = [
+        (wrong_version, Malformed::Version(9)),
+        (vec![0, 10, 0, 3], Malformed::Length(3)),
+        (long_set, Malformed::SetLength(16, 200)),
+        (message(1, 0, &[(4, &v4)]), Malformed::SetId(16, 4)),
+        (message(1, 0, &[(2, &template(255, &ADDRESSES))]), Malformed::Template(20)),
+        (message(1, 0, &[(2, &v4[..10])]), Malformed::Template(20)),
+        (message(1, 0, &[(3, &template(256, &ADDRESSES))]), Malformed::Template(20)),
+        (message(1, 0, &[(257, &[10, 0, 0, 1, 9, 65])]), Malformed::Record(16)),
+    ];
+    for (bytes, expected) in cases {
+        assert_eq!(receive(&mut session, &bytes).unwrap_err(), expected);
+    }
+}
+
+#[test]
+fn a_session_holds_a_bounded_number_of_templates() {
+    let mut session = TransportSession::new(Transport::Stream);
+    let mut refusals = 0;
+    for id in 256..=u16::MAX {
+        let bytes = message(u32::from(id % 7), 0, &[(2, &template(id, &ADDRESSES))]);
+        refusals += session.receive(&bytes, |_, _| ()).unwrap().template_refusals;
+    }
+    assert_eq!(session.templates(), nagare_wire::ipfix::TEMPLATES_MAX);
+    assert_eq!(refusals as usize, 65_536 - 256 - nagare_wire::ipfix::TEMPLATES_MAX);
+    let empty = message(1, 0, &[(2, &template(256, &[(82, 0)]))]);
+    assert_eq!(TransportSession::new(Transport::Stream).receive(&empty, |_, _| ()).unwrap().template_refusals, 1);
+}
