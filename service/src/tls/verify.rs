@@ -1,0 +1,304 @@
+//! Verification of the peer's certificate, for either side.
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// What is trusted: CAs that may sign, and certificates that are trusted as they are.
+#[derive(Debug)]
+pub(super) struct Trust {
+    roots: RootCertStore,
+    pinned: Vec<CertificateDer<'static>>,
+}
+
+impl Trust {
+    /// Trusts what stands in a CA file. Only a CA may sign others: a leaf that is pinned vouches for itself alone.
+    pub(super) fn new(certificates: Vec<CertificateDer<'static>>) -> Result<Trust, String> {
+        let mut roots = RootCertStore::empty();
+        for certificate in &certificates {
+            let parsed = parse(certificate).ok_or("a certificate in it is malformed")?;
+            if parsed.is_ca() {
+                roots.add(certificate.clone()).map_err(|error| format!("a CA in it cannot be used: {error}"))?;
+            }
+        }
+        Ok(Trust { roots, pinned: certificates })
+    }
+
+    /// Trusts CAs alone.
+    pub(super) fn roots(roots: RootCertStore) -> Trust {
+        Trust { roots, pinned: Vec::new() }
+    }
+
+    fn is_pinned(&self, certificate: &CertificateDer<'_>) -> bool {
+        self.pinned.iter().any(|pinned| pinned.as_ref() == certificate.as_ref())
+    }
+}
+
+fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Option<X509Certificate<'a>> {
+    X509Certificate::from_der(certificate).ok().map(|(_, parsed)| parsed)
+}
+
+/// A pinned certificate is its own proof of trust; its dates still bind.
+fn check_dates(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
+    let parsed = parse(certificate).ok_or(CertificateError::BadEncoding)?;
+    let at = |seconds: i64| UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
+    let not_before = at(parsed.validity().not_before.timestamp());
+    let not_after = at(parsed.validity().not_after.timestamp());
+    if now < not_before {
+        return Err(CertificateError::NotValidYetContext { time: now, not_before }.into());
+    }
+    if now > not_after {
+        return Err(CertificateError::ExpiredContext { time: now, not_after }.into());
+    }
+    Ok(())
+}
+
+/// webpki says of a self-signed CA only that it is no end entity; what matters is that nobody whom we trust signed it.
+fn self_signed(certificate: &CertificateDer<'_>, error: Error) -> Error {
+    let is_ca_complaint = match &error {
+        Error::InvalidCertificate(CertificateError::Other(inner)) => {
+            matches!(inner.0.downcast_ref::<webpki::Error>(), Some(webpki::Error::CaUsedAsEndEntity))
+        }
+        _ => false,
+    };
+    let is_own_issuer =
+        || parse(certificate).is_some_and(|parsed| parsed.issuer().as_raw() == parsed.subject().as_raw());
+    if is_ca_complaint && is_own_issuer() { CertificateError::UnknownIssuer.into() } else { error }
+}
+
+/// The certificate must carry the name that was asked for: in a subjectAltName, or, where it has no subjectAltName at all, a DNS
+/// name as its CN. An IP address must be there as an iPAddress.
+fn check_name(
+    certificate: &CertificateDer<'_>,
+    parsed: &ParsedCertificate<'_>,
+    name: &ServerName<'_>,
+) -> Result<(), Error> {
+    if verify_server_name(parsed, name).is_ok() {
+        return Ok(());
+    }
+    let carried = Names::of(certificate).ok_or(CertificateError::BadEncoding)?;
+    let by_common_name = match name {
+        ServerName::DnsName(dns) if !carried.has_san => {
+            carried.common_name.as_ref().is_some_and(|common| common.eq_ignore_ascii_case(dns.as_ref()))
+        }
+        _ => false,
+    };
+    if by_common_name {
+        return Ok(());
+    }
+    Err(CertificateError::NotValidForNameContext { expected: name.to_owned(), presented: carried.usable() }.into())
+}
+
+/// The names that a certificate carries.
+struct Names {
+    has_san: bool,
+    dns: Vec<String>,
+    ip: Vec<IpAddr>,
+    common_name: Option<String>,
+}
+
+impl Names {
+    fn of(certificate: &CertificateDer<'_>) -> Option<Names> {
+        let parsed = parse(certificate)?;
+        let common_name =
+            parsed.subject().iter_common_name().next().and_then(|name| name.as_str().ok()).map(str::to_owned);
+        let mut names = Names { has_san: false, dns: Vec::new(), ip: Vec::new(), common_name };
+        let Some(san) = parsed.subject_alternative_name().ok()? else { return Some(names) };
+        names.has_san = true;
+        for name in &san.value.general_names {
+            match name {
+                GeneralName::DNSName(dns) => names.dns.push((*dns).to_owned()),
+                GeneralName::IPAddress(bytes) => names.ip.extend(address(bytes)),
+                _ => {}
+            }
+        }
+        Some(names)
+    }
+
+    /// Those by which a host may be asked for.
+    fn usable(self) -> Vec<String> {
+        let common = self.common_name.filter(|_| !self.has_san);
+        self.dns.into_iter().chain(self.ip.iter().map(IpAddr::to_string)).chain(common).collect()
+    }
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => None,
+    }
+}
+
+/// The name of a peer by its certificate: the first dNSName of its subjectAltName, else its CN. A client's is its site.
+pub fn peer_name(certificate: &CertificateDer<'_>) -> Option<String> {
+    let names = Names::of(certificate)?;
+    names.dns.into_iter().next().or(names.common_name).filter(|name| !name.is_empty())
+}
+
+/// A probe's view of its collector's certificate.
+#[derive(Debug)]
+pub(super) struct ServerVerifier {
+    trust: Trust,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerVerifier {
+    pub(super) fn new(trust: Trust, algorithms: WebPkiSupportedAlgorithms) -> ServerVerifier {
+        ServerVerifier { trust, algorithms }
+    }
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let parsed = ParsedCertificate::try_from(end_entity)?;
+        if self.trust.is_pinned(end_entity) {
+            check_dates(end_entity, now)?;
+        } else {
+            let (roots, all) = (&self.trust.roots, self.algorithms.all);
+            verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, all)
+                .map_err(|error| self_signed(end_entity, error))?;
+        }
+        check_name(end_entity, &parsed, server_name)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// Takes any certificate; the peer must still hold its key.
+#[derive(Debug)]
+pub(super) struct AnyCertificate(pub(super) WebPkiSupportedAlgorithms);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
+}
+
+/// A collector's view of a probe's certificate.
+#[derive(Debug)]
+pub(super) struct ClientVerifier {
+    pinned: Trust,
+    /// Verifies by the CAs; none where the file holds no CA.
+    chains: Option<Arc<dyn ClientCertVerifier>>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ClientVerifier {
+    pub(super) fn new(trust: Trust, provider: Arc<CryptoProvider>) -> Result<ClientVerifier, String> {
+        let algorithms = provider.signature_verification_algorithms;
+        let build = |roots| WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+        let roots = Some(trust.roots.clone()).filter(|roots| !roots.is_empty());
+        let chains = roots.map(build).transpose().map_err(|error| error.to_string())?;
+        Ok(ClientVerifier { pinned: trust, chains, algorithms })
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        // With hints a client that holds a pinned certificate might think it holds none that fits.
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        if self.pinned.is_pinned(end_entity) {
+            check_dates(end_entity, now)?;
+            return Ok(ClientCertVerified::assertion());
+        }
+        let chains = self.chains.as_ref().ok_or(CertificateError::UnknownIssuer)?;
+        chains.verify_client_cert(end_entity, intermediates, now).map_err(|error| self_signed(end_entity, error))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
