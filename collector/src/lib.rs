@@ -1,1 +1,19 @@
-//! x
+//! The collector: receives flows, stores them, answers queries, reports.
+//!
+//! One thread listens and decodes ([`listener`], [`stream`], [`session`], [`collect`]), the store writes ([`store`]); [`query`] and
+//! [`report`] read what it wrote.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+pub mod collect;
+pub mod commands;
+pub mod listener;
+pub mod options;
+pub mod pki;
+pub mod query;
+pub mod report;
+pub mod session;
+pub mod sites;
+pub mod store;
+pub mod stream;
+pub mod time;

@@ -215,7 +215,8 @@ fn the_collectors_certificate_is_refused() {
         files.make("for-clients", usage(params("x", &[name]), ExtendedKeyUsagePurpose::ClientAuth), Some(&ca));
     let trust = client(&ca.pair.0, None);
     let year = (OffsetDateTime::now_utc() - time::Duration::days(1)).year().to_string();
-    let cases: [(&str, ClientTls, &Made, &str, &[&str], &str); 9] = [
+    type Case<'a> = (&'a str, ClientTls, &'a Made, &'a str, &'a [&'a str], &'a str);
+    let cases: [Case<'_>; 9] = [
         (
             "unknown CA",
             client(&other.pair.0, None),
@@ -297,7 +298,8 @@ fn the_probes_certificate_is_refused() {
     let for_servers =
         files.make("for-servers", usage(params("tokyo", &[]), ExtendedKeyUsagePurpose::ServerAuth), Some(&ca));
     let self_signed = files.ca("self-signed");
-    let cases: [(&str, Option<&Made>, &[&str], &[&str]); 5] = [
+    type Case<'a> = (&'a str, Option<&'a Made>, &'a [&'a str], &'a [&'a str]);
+    let cases: [Case<'_>; 5] = [
         (
             "missing",
             None,
@@ -508,7 +510,7 @@ fn not_tls_at_all() {
         let name = tls::server_name("collector.example").expect("a host");
         let mut connection = ClientConnection::new(client_config.clone(), name).expect("a client connection");
         let answering = std::thread::spawn(move || {
-            far.read(&mut [0; 1024]).expect("a ClientHello");
+            assert!(far.read(&mut [0; 1024]).is_ok_and(|read| read > 0), "a ClientHello");
             far.write_all(answer).expect("sent");
         });
         let error = talk(&mut connection, near).expect_err("not TLS");

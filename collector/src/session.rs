@@ -1,0 +1,166 @@
+//! One Transport Session: its decoder, its counts, its rows, its lines in the log.
+
+#![forbid(unsafe_code)]
+
+use crate::collect::{Counts, Origin, Records, Rows, collect};
+use crate::store::{Row, SessionRow};
+use nagare_service::endpoint::Scheme;
+use nagare_wire::ipfix::{DataRecord, Malformed, MessageHeader, Transport, TransportSession};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// How often a session that goes on leaves a row, so that a report sees it before its end, milliseconds.
+pub const RUNNING_INTERVAL_MS: u64 = 60_000;
+
+/// Lines that a session may write into the log between its first and its last; a hostile exporter could write millions.
+const LINES_MAX: u32 = 32;
+
+/// A Transport Session with one exporter.
+pub struct Session {
+    peer: SocketAddr,
+    scheme: Scheme,
+    origin: Origin,
+    decoder: TransportSession,
+    start_ms: u64,
+    row_ms: u64,
+    records: u64,
+    messages: u64,
+    octets: u64,
+    gaps: u64,
+    lost: u64,
+    lines: u32,
+}
+
+impl Session {
+    /// Begins a session: a row, and a line that `detail` ends (the TLS version, the certificate).
+    pub fn start(
+        peer: SocketAddr,
+        scheme: Scheme,
+        site: Arc<str>,
+        detail: &str,
+        now_ms: u64,
+        rows: &mut Vec<Row>,
+        counts: &mut Counts,
+    ) -> Session {
+        let transport = if scheme == Scheme::Udp { Transport::Datagram } else { Transport::Stream };
+        let exporter = peer.ip().to_canonical().to_string().into();
+        let session = Session {
+            peer,
+            scheme,
+            origin: Origin { site, exporter },
+            decoder: TransportSession::new(transport),
+            start_ms: now_ms,
+            row_ms: now_ms,
+            records: 0,
+            messages: 0,
+            octets: 0,
+            gaps: 0,
+            lost: 0,
+            lines: 0,
+        };
+        log::info!("session {session}: site {}{detail}", session.origin.site);
+        counts.session_row(session.row("start", now_ms, String::new()), rows);
+        session
+    }
+
+    /// Decodes one Message into rows. A malformed one leaves none (RFC 7011, 9.1).
+    ///
+    /// # Errors
+    /// The Message is malformed; what that means depends on the transport.
+    pub fn message(
+        &mut self,
+        message: &[u8],
+        now_ms: u64,
+        rows: &mut Vec<Row>,
+        counts: &mut Counts,
+    ) -> Result<(), Malformed> {
+        let octets = message.len() as u64;
+        counts.messages += 1;
+        counts.octets += octets;
+        self.messages += 1;
+        self.octets += octets;
+        let (before, mut kinds) = (rows.len(), Records::default());
+        let origin = &self.origin;
+        let each =
+            |header: &MessageHeader, record: DataRecord<'_>| collect(origin, header, &record, now_ms, rows, &mut kinds);
+        let received = match self.decoder.receive(message, each) {
+            Ok(received) => received,
+            Err(malformed) => {
+                rows.truncate(before);
+                counts.messages_malformed += 1;
+                return Err(malformed);
+            }
+        };
+        counts.messages_decoded += 1;
+        counts.records += received.records;
+        counts.by_kind.add(&kinds);
+        counts.made.add(Rows::of(&rows[before..]));
+        counts.sets_without_template += received.sets_without_template;
+        counts.template_refusals += received.template_refusals;
+        self.records += received.records;
+        received.notes.iter().for_each(|note| self.line(note));
+        if received.lost > 0 {
+            self.gap(received.header.domain, received.lost, now_ms, rows, counts);
+        }
+        Ok(())
+    }
+
+    fn gap(&mut self, domain: u32, lost: u64, now_ms: u64, rows: &mut Vec<Row>, counts: &mut Counts) {
+        self.gaps += 1;
+        self.lost += lost;
+        counts.gaps += 1;
+        counts.lost += lost;
+        let note = format!("domain {domain}: {lost} records lost");
+        self.line(&note);
+        counts.session_row(self.row("gap", now_ms, note), rows);
+    }
+
+    /// Leaves a row where the last is old.
+    pub fn tick(&mut self, now_ms: u64, rows: &mut Vec<Row>, counts: &mut Counts) {
+        if now_ms.saturating_sub(self.row_ms) >= RUNNING_INTERVAL_MS {
+            self.row_ms = now_ms;
+            counts.session_row(self.row("running", now_ms, String::new()), rows);
+        }
+    }
+
+    /// Ends the session: a row and a line with its records, its gaps and the reason.
+    pub fn end(self, reason: &str, now_ms: u64, rows: &mut Vec<Row>, counts: &mut Counts) {
+        let Session { records, messages, gaps, lost, .. } = self;
+        log::info!(
+            "session {self}: ended after {records} records in {messages} messages, {gaps} gaps ({lost} records lost): {reason}"
+        );
+        counts.session_row(self.row("end", now_ms, reason.to_owned()), rows);
+    }
+
+    /// Writes a line about this session into the log, up to a bound.
+    pub fn line(&mut self, what: &str) {
+        self.lines = self.lines.saturating_add(1);
+        match self.lines.cmp(&LINES_MAX) {
+            std::cmp::Ordering::Less => log::warn!("session {self}: {what}"),
+            std::cmp::Ordering::Equal => log::warn!("session {self}: {what}; further lines are only counted"),
+            std::cmp::Ordering::Greater => {}
+        }
+    }
+
+    fn row(&self, event: &'static str, time_ms: u64, note: String) -> SessionRow {
+        SessionRow {
+            site: self.origin.site.clone(),
+            exporter: self.origin.exporter.clone(),
+            transport: self.scheme.name(),
+            time_ms,
+            start_ms: self.start_ms,
+            event,
+            records: self.records,
+            lost: self.lost,
+            messages: self.messages,
+            octets: self.octets,
+            note,
+        }
+    }
+}
+
+impl std::fmt::Display for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.scheme.name(), SocketAddr::new(self.peer.ip().to_canonical(), self.peer.port()))
+    }
+}

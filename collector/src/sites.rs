@@ -1,0 +1,142 @@
+//! Whose traffic a session brings: the site of a certificate's name or of a peer's address.
+
+#![forbid(unsafe_code)]
+
+use crate::options::SiteOptions;
+use crate::report::Network;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Octets of a site's name. It becomes a directory's name, which may have 255 with what stands before it.
+pub const SITE_NAME_MAX: usize = 200;
+
+/// A name that no site can have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SiteError(String);
+
+impl fmt::Display for SiteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for SiteError {}
+
+/// Whether `name` may name a site: it becomes a directory's name, so no certificate may choose freely.
+///
+/// # Errors
+/// It has other characters than letters, digits, `.`, `_` and `-`, begins with a dot, is empty or too long.
+pub fn check_site_name(name: &str) -> Result<(), SiteError> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if (1..=SITE_NAME_MAX).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(allowed) {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(SITE_NAME_MAX).flat_map(char::escape_debug).collect();
+    Err(SiteError(format!(
+        "\"{shown}\" cannot name a site: use letters, digits, '.', '_' and '-' (at most {SITE_NAME_MAX}, no dot first)"
+    )))
+}
+
+/// The sites of the configuration, ready to be asked.
+#[derive(Debug, Default)]
+pub struct Sites(Vec<Site>);
+
+#[derive(Debug)]
+struct Site {
+    name: Arc<str>,
+    networks: Vec<Network>,
+    names: Vec<String>,
+}
+
+impl Sites {
+    /// Checks and prepares `[[site]]` tables. An exporter is an address, a network, or else a certificate's name.
+    ///
+    /// # Errors
+    /// A name is not a site's, or two tables have the same.
+    pub fn new(options: &[SiteOptions]) -> Result<Sites, SiteError> {
+        let mut sites: Vec<Site> = Vec::with_capacity(options.len());
+        for table in options {
+            check_site_name(&table.name)?;
+            if sites.iter().any(|site| *site.name == *table.name) {
+                return Err(SiteError(format!("two [[site]] tables are named \"{}\"", table.name)));
+            }
+            let mut site = Site { name: table.name.as_str().into(), networks: Vec::new(), names: Vec::new() };
+            for exporter in &table.exporters {
+                match exporter.parse::<Network>() {
+                    Ok(network) => site.networks.push(network),
+                    Err(error) if exporter.contains(['/', ':']) => {
+                        return Err(SiteError(format!("[[site]] \"{}\": {error}", table.name)));
+                    }
+                    Err(_) => site.names.push(exporter.clone()),
+                }
+            }
+            sites.push(site);
+        }
+        Ok(Sites(sites))
+    }
+
+    /// The site of a client certificate's name: the table that lists it, else the name itself.
+    ///
+    /// # Errors
+    /// No table lists it, and it cannot name a site.
+    pub fn of_name(&self, name: &str) -> Result<Arc<str>, SiteError> {
+        let lists = |site: &&Site| site.names.iter().any(|listed| listed.eq_ignore_ascii_case(name));
+        match self.0.iter().find(lists) {
+            Some(site) => Ok(site.name.clone()),
+            None => check_site_name(name).map(|()| name.into()),
+        }
+    }
+
+    /// The site of a peer without a certificate: the first table whose networks hold its address, else the address itself.
+    pub fn of_address(&self, address: IpAddr) -> Arc<str> {
+        let address = address.to_canonical();
+        let holds = |site: &&Site| site.networks.iter().any(|network| network.contains(address));
+        match self.0.iter().find(holds) {
+            Some(site) => site.name.clone(),
+            None => address.to_string().replace(':', "-").into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(name: &str, exporters: &[&str]) -> SiteOptions {
+        let exporters = exporters.iter().map(|text| (*text).to_owned()).collect();
+        SiteOptions { name: name.into(), exporters, ..SiteOptions::default() }
+    }
+
+    #[test]
+    fn sessions_find_their_site() {
+        let tables =
+            [table("tokyo", &["192.0.2.0/24", "tokyo.example"]), table("lab", &["2001:db8::/32", "192.0.2.9"])];
+        let sites = Sites::new(&tables).expect("valid");
+        let by_address = [
+            ("192.0.2.9", "tokyo"), // The first table wins.
+            ("::ffff:192.0.2.1", "tokyo"),
+            ("2001:db8::1", "lab"),
+            ("198.51.100.1", "198.51.100.1"),
+            ("::1", "--1"),
+        ];
+        for (address, site) in by_address {
+            assert_eq!(*sites.of_address(address.parse().expect("an address")), *site, "{address}");
+        }
+        for (name, site) in [("Tokyo.Example", "tokyo"), ("osaka", "osaka"), ("Osaka_2.example", "Osaka_2.example")] {
+            assert_eq!(sites.of_name(name).as_deref(), Ok(site), "{name}");
+        }
+        for name in ["", ".", "..", ".hidden", "a/b", "../x", "*.example", "a b", "名古屋", "a\0", &"x".repeat(201)]
+        {
+            assert!(sites.of_name(name).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn wrong_tables_are_refused() {
+        assert!(Sites::new(&[table("a/b", &[])]).is_err());
+        assert!(Sites::new(&[table("a", &[]), table("a", &[])]).is_err());
+        let wrong = Sites::new(&[table("a", &["192.0.2.0/33"])]).expect_err("no prefix").to_string();
+        assert!(wrong.contains("\"a\"") && wrong.contains("192.0.2.0/33"), "{wrong}");
+    }
+}

@@ -1,0 +1,404 @@
+//! One TCP or TLS connection: handshake, bytes to Messages, an orderly end.
+
+#![forbid(unsafe_code)]
+
+use crate::collect::Counts;
+use crate::session::Session;
+use crate::sites::Sites;
+use crate::store::Row;
+use mio::net::TcpStream;
+use nagare_service::endpoint::Scheme;
+use nagare_service::tls::{Side, explain, explain_io, peer_name};
+use nagare_wire::ipfix::frame;
+use rustls::{ProtocolVersion, ServerConnection};
+use std::io::{self, ErrorKind, Read};
+use std::net::{Shutdown, SocketAddr};
+use std::time::{Duration, Instant};
+
+/// A handshake takes a second over the worst of links; who needs longer is holding a place.
+pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// A session without a word for this long is over. Probes report their books every few seconds.
+pub const IDLE_LIMIT: Duration = Duration::from_secs(30 * 60);
+/// How long a refused peer has to fetch the alert that says why.
+pub const LINGER_LIMIT: Duration = Duration::from_secs(1);
+/// Octets that one connection may bring before the others have their turn.
+pub const TURN_OCTETS: usize = 256 * 1024;
+/// What an idle connection's buffer may keep, octets.
+const BUFFER_KEPT: usize = 16 * 1024;
+/// Octets of one read.
+const READ_OCTETS: usize = 64 * 1024;
+
+/// The time of a round: by the calendar, and steadily.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// Milliseconds since 1970 UTC.
+    pub wall_ms: u64,
+    /// For deadlines.
+    pub instant: Instant,
+}
+
+/// What a connection needs of its listener for one turn.
+pub struct Context<'a> {
+    /// The time.
+    pub now: Now,
+    /// Where rows go.
+    pub rows: &'a mut Vec<Row>,
+    /// Where everything is counted.
+    pub counts: &'a mut Counts,
+    /// Whose traffic it is.
+    pub sites: &'a Sites,
+    /// How refusals are told.
+    pub side: &'a Side,
+    /// Tells a refusal, unless there were too many.
+    pub warn: &'a mut dyn FnMut(&str),
+    /// A buffer that connections share.
+    pub scratch: &'a mut Vec<u8>,
+}
+
+/// How a turn ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Nothing more to read for now.
+    Blocked,
+    /// There may be more; others first.
+    More,
+    /// The connection is over.
+    Gone,
+}
+
+/// Why a connection ends.
+enum End {
+    /// TLS refused it, told in words.
+    Tls(String),
+    /// The handshake took too long.
+    Slow,
+    /// Given up for a newer one.
+    HalfOpenMax,
+    /// The certificate's name names no site.
+    Site(String),
+    /// A session's end, for its last line.
+    Session(String),
+}
+
+enum Phase {
+    Handshake,
+    Open(Box<Session>),
+    /// Only there until the peer has read why.
+    Lingering,
+}
+
+/// A connection that was accepted.
+pub struct Connection {
+    socket: TcpStream,
+    peer: SocketAddr,
+    tls: Option<Box<ServerConnection>>,
+    phase: Phase,
+    buffer: Vec<u8>,
+    /// When the phase is over unless something happens.
+    deadline: Instant,
+    peer_done: bool,
+}
+
+impl Connection {
+    /// Begins with a handshake (TLS), or at once with a session (TCP).
+    pub fn new(
+        socket: TcpStream,
+        peer: SocketAddr,
+        tls: Option<ServerConnection>,
+        context: &mut Context<'_>,
+    ) -> Connection {
+        let deadline = context.now.instant + HANDSHAKE_LIMIT;
+        let tls = tls.map(Box::new);
+        let buffer = Vec::new();
+        context.counts.accepted += 1;
+        context.counts.handshaking += 1;
+        let mut connection =
+            Connection { socket, peer, tls, phase: Phase::Handshake, buffer, deadline, peer_done: false };
+        if connection.tls.is_none() {
+            let site = context.sites.of_address(peer.ip());
+            connection.open(Scheme::Tcp, site, "", context);
+        }
+        connection
+    }
+
+    /// The socket, to be registered.
+    pub fn socket(&mut self) -> &mut TcpStream {
+        &mut self.socket
+    }
+
+    /// Whether the handshake still goes on.
+    pub fn is_half_open(&self) -> bool {
+        matches!(self.phase, Phase::Handshake)
+    }
+
+    fn open(&mut self, scheme: Scheme, site: std::sync::Arc<str>, detail: &str, context: &mut Context<'_>) {
+        let Context { now, rows, counts, .. } = context;
+        counts.handshaking -= 1;
+        counts.open += 1;
+        let session = Session::start(self.peer, scheme, site, detail, now.wall_ms, rows, counts);
+        self.phase = Phase::Open(Box::new(session));
+        self.deadline = now.instant + IDLE_LIMIT;
+    }
+
+    /// Takes what the socket holds, up to [`TURN_OCTETS`].
+    pub fn turn(&mut self, context: &mut Context<'_>) -> Turn {
+        if matches!(self.phase, Phase::Lingering) {
+            return self.discard();
+        }
+        let mut octets = 0;
+        loop {
+            match self.step(context) {
+                Ok(None) => return Turn::Blocked,
+                Ok(Some(read)) => octets += read,
+                Err(end) => return self.end(end, context),
+            }
+            if octets >= TURN_OCTETS {
+                return Turn::More;
+            }
+        }
+    }
+
+    /// One read, and what it completes; `None` where the socket would block.
+    fn step(&mut self, context: &mut Context<'_>) -> Result<Option<usize>, End> {
+        let read = match self.tls {
+            None => self.read_plain(context.scratch)?,
+            Some(_) => self.read_tls(context)?,
+        };
+        if read.is_some() {
+            self.messages(context)?;
+        }
+        Ok(read)
+    }
+
+    fn read_plain(&mut self, scratch: &mut Vec<u8>) -> Result<Option<usize>, End> {
+        scratch.resize(READ_OCTETS, 0);
+        match self.socket.read(scratch) {
+            Ok(0) => Err(self.ended("the exporter closed the connection")),
+            Ok(read) => {
+                self.buffer.extend_from_slice(&scratch[..read]);
+                Ok(Some(read))
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+            Err(error) if error.kind() == ErrorKind::Interrupted => Ok(Some(0)),
+            Err(error) => Err(self.ended(&format!("the connection failed: {error}"))),
+        }
+    }
+
+    /// What a session's last line says of an end between the peers, not by a rule of ours.
+    fn ended(&self, reason: &str) -> End {
+        match self.buffer.len() {
+            0 => End::Session(reason.to_owned()),
+            left => End::Session(format!("{reason} in the middle of a Message ({left} octets of it discarded)")),
+        }
+    }
+
+    fn read_tls(&mut self, context: &mut Context<'_>) -> Result<Option<usize>, End> {
+        let Some(tls) = &mut self.tls else { return Ok(None) };
+        let open = matches!(self.phase, Phase::Open(_));
+        let peer = self.peer.to_string();
+        let failed = |error: &io::Error| match open {
+            true => format!("the connection failed: {error}"),
+            false => explain_io(error, context.side, &peer),
+        };
+        let read = match tls.read_tls(&mut self.socket) {
+            Ok(0) if open => return Err(self.ended("the connection ended without TLS's close_notify")),
+            Ok(0) => return Err(End::Tls(failed(&ErrorKind::UnexpectedEof.into()))),
+            Ok(read) => read,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                self.write_tls();
+                return Ok(None);
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(Some(0)),
+            Err(error) if open => return Err(self.ended(&failed(&error))),
+            Err(error) => return Err(End::Tls(failed(&error))),
+        };
+        if let Err(error) = tls.process_new_packets() {
+            let told = explain(&error, context.side, &peer);
+            return Err(if open { self.ended(&told) } else { End::Tls(told) });
+        }
+        self.write_tls();
+        self.establish(context)?;
+        self.plaintext(context.scratch)?;
+        Ok(Some(read))
+    }
+
+    /// Begins the session when the handshake is done.
+    fn establish(&mut self, context: &mut Context<'_>) -> Result<(), End> {
+        let Some(tls) = self.tls.as_ref().filter(|tls| !tls.is_handshaking()) else { return Ok(()) };
+        if !self.is_half_open() {
+            return Ok(());
+        }
+        let version = match tls.protocol_version() {
+            Some(ProtocolVersion::TLSv1_2) => "TLS 1.2",
+            _ => "TLS 1.3",
+        };
+        let certificate = tls.peer_certificates().and_then(|chain| chain.first());
+        let (site, detail) = match certificate.map(peer_name) {
+            None => (context.sites.of_address(self.peer.ip()), format!(", {version}, no client certificate")),
+            Some(None) => return Err(End::Site("its client certificate carries neither a dNSName nor a CN".into())),
+            Some(Some(name)) => {
+                let site = context.sites.of_name(&name).map_err(|error| End::Site(error.to_string()))?;
+                (site, format!(", {version}, client certificate of {}", name.escape_debug()))
+            }
+        };
+        self.open(Scheme::Tls, site, &detail, context);
+        Ok(())
+    }
+
+    /// Moves decrypted octets to the buffer.
+    fn plaintext(&mut self, scratch: &mut Vec<u8>) -> Result<(), End> {
+        let Some(tls) = &mut self.tls else { return Ok(()) };
+        scratch.resize(READ_OCTETS, 0);
+        loop {
+            match tls.reader().read(scratch) {
+                Ok(0) => break,
+                Ok(read) => self.buffer.extend_from_slice(&scratch[..read]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(self.ended(&format!("the connection failed: {error}"))),
+            }
+        }
+        // The peer's close_notify. What it sent before is whole: its last Messages are decoded first.
+        self.peer_done = true;
+        Ok(())
+    }
+
+    /// Decodes the whole Messages of the buffer.
+    fn messages(&mut self, context: &mut Context<'_>) -> Result<(), End> {
+        let Phase::Open(session) = &mut self.phase else { return Ok(()) };
+        let mut at = 0;
+        let malformed = loop {
+            match frame(&self.buffer[at..]) {
+                Ok(None) => break None,
+                Ok(Some(length)) => {
+                    let message = &self.buffer[at..at + length];
+                    if let Err(malformed) = session.message(message, context.now.wall_ms, context.rows, context.counts)
+                    {
+                        break Some(malformed);
+                    }
+                    at += length;
+                    self.deadline = context.now.instant + IDLE_LIMIT;
+                }
+                Err(malformed) => {
+                    context.counts.messages += 1;
+                    context.counts.messages_malformed += 1;
+                    break Some(malformed);
+                }
+            }
+        };
+        if let Some(malformed) = malformed {
+            return Err(End::Session(format!("malformed Message: {malformed}")));
+        }
+        self.buffer.drain(..at);
+        if self.buffer.is_empty() {
+            self.buffer.shrink_to(BUFFER_KEPT);
+        }
+        match self.peer_done {
+            true => Err(self.ended("the exporter closed the session")),
+            false => Ok(()),
+        }
+    }
+
+    /// Ends what its time has run out for; leaves a row for a session that goes on. `Gone` as after a turn.
+    pub fn tick(&mut self, context: &mut Context<'_>) -> Turn {
+        let late = context.now.instant >= self.deadline;
+        match &mut self.phase {
+            Phase::Lingering if late => Turn::Gone,
+            Phase::Handshake if late => self.end(End::Slow, context),
+            Phase::Open(_) if late => {
+                self.end(End::Session(format!("nothing was received for {} s", IDLE_LIMIT.as_secs())), context)
+            }
+            Phase::Open(session) => {
+                session.tick(context.now.wall_ms, context.rows, context.counts);
+                Turn::Blocked
+            }
+            Phase::Handshake | Phase::Lingering => Turn::Blocked,
+        }
+    }
+
+    /// Gives a half-open connection up for a newer one.
+    pub fn give_up(&mut self, context: &mut Context<'_>) {
+        self.end(End::HalfOpenMax, context);
+    }
+
+    /// Tells the peer that we are about to stop; it may finish its sentence.
+    pub fn say_goodbye(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            tls.send_close_notify();
+        }
+        self.write_tls();
+        self.socket.shutdown(Shutdown::Write).ok();
+    }
+
+    /// Ends the session because the collector stops.
+    pub fn stop(&mut self, context: &mut Context<'_>) {
+        match self.phase {
+            Phase::Open(_) => self.end(self.ended("the collector stops"), context),
+            Phase::Handshake => self.end(End::Tls(format!("{}: the collector stops", self.peer)), context),
+            Phase::Lingering => Turn::Gone,
+        };
+    }
+
+    /// Books and tells the end. A peer that we refuse gets time to read the alert: closing at once, with its octets unread,
+    /// would destroy it on the way.
+    fn end(&mut self, end: End, context: &mut Context<'_>) -> Turn {
+        let counts = &mut *context.counts;
+        match std::mem::replace(&mut self.phase, Phase::Lingering) {
+            Phase::Open(session) => {
+                counts.open -= 1;
+                counts.ended += 1;
+                let reason = match end {
+                    End::Session(reason) | End::Tls(reason) | End::Site(reason) => reason,
+                    End::Slow | End::HalfOpenMax => "given up".into(),
+                };
+                session.end(&reason, context.now.wall_ms, context.rows, counts);
+            }
+            Phase::Handshake => {
+                counts.handshaking -= 1;
+                let (counter, told) = match end {
+                    End::Tls(told) | End::Session(told) => (&mut counts.refused_tls, told),
+                    End::Slow => {
+                        (&mut counts.refused_slow, format!("{}: no handshake within {HANDSHAKE_LIMIT:?}", self.peer))
+                    }
+                    End::HalfOpenMax => {
+                        (&mut counts.refused_half_open, format!("{}: too many handshakes at once", self.peer))
+                    }
+                    End::Site(why) => (&mut counts.refused_site, format!("{}: {why}", self.peer)),
+                };
+                *counter += 1;
+                (context.warn)(&told);
+            }
+            Phase::Lingering => return Turn::Gone,
+        }
+        self.buffer = Vec::new();
+        self.deadline = context.now.instant + LINGER_LIMIT;
+        self.say_goodbye();
+        self.discard()
+    }
+
+    fn write_tls(&mut self) {
+        let Some(tls) = &mut self.tls else { return };
+        while tls.wants_write() {
+            // What cannot be written now goes with the next turn, which begins when the socket becomes writable; what never
+            // can be shows at the next read.
+            if !tls.write_tls(&mut self.socket).is_ok_and(|written| written > 0) {
+                return;
+            }
+        }
+    }
+
+    /// Reads and forgets until the peer closes.
+    fn discard(&mut self) -> Turn {
+        self.write_tls();
+        let mut sink = [0; 4096];
+        for _ in 0..TURN_OCTETS / sink.len() {
+            match self.socket.read(&mut sink) {
+                Ok(0) => return Turn::Gone,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Turn::Blocked,
+                Err(_) => return Turn::Gone,
+            }
+        }
+        Turn::More
+    }
+}
