@@ -1,0 +1,409 @@
+//! The store: what the collector decoded goes in as rows, and lies as Parquet files for whoever reads them.
+//!
+//! [`Store`] is the one narrow interface, so that another engine can stand behind it: rows are offered, never waited for;
+//! a full queue hands them back, and the session that brought them stops reading. Behind it a writer thread collects rows
+//! by table, site and hour and writes each as a file that appears whole or not at all; a merger thread makes few files of
+//! many. The files are the only interface to readers: a query needs no running collector.
+//!
+//! Memory is bounded by [`StoreOptions::rows_max`] rows being collected, [`QUEUE_ROWS_MAX`] rows queued, and one batch.
+//! Every row taken is stored, in flight or failed: [`StoreCounters`].
+
+#![forbid(unsafe_code)]
+
+mod files;
+mod layout;
+mod merger;
+mod table;
+mod writer;
+
+pub(crate) use layout::{DataFile, Hour, live_files, partitions};
+pub use table::Table;
+
+use crossbeam_channel::{Sender, TrySendError, bounded};
+use layout::Lock;
+use merger::Merger;
+use nagare_wire::flow::FlowRecord;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use writer::Writer;
+
+/// Rows that may wait for the writer thread; a batch that would go over it is handed back.
+pub const QUEUE_ROWS_MAX: u64 = 262_144;
+
+/// Batches that may wait for the writer thread.
+pub const QUEUE_BATCHES_MAX: usize = 4_096;
+
+/// Partitions whose merging waits for the merger thread; more are found again by their next file, or at the next start.
+const MERGE_QUEUE_MAX: usize = 65_536;
+
+/// A flow, as it came from an exporter.
+#[derive(Clone, Debug)]
+pub struct FlowRow {
+    /// Site whose traffic this is: the name of the directory.
+    pub site: Arc<str>,
+    /// Address of the exporter, as text.
+    pub exporter: Arc<str>,
+    /// Observation Domain ID (RFC 7011, 3.1).
+    pub domain: u32,
+    /// When the collector received it, milliseconds since 1970 UTC.
+    pub received_ms: u64,
+    /// The flow.
+    pub flow: FlowRecord,
+}
+
+/// One figure of an exporter's own books, cumulative since the exporter started.
+#[derive(Clone, Debug)]
+pub struct BookRow {
+    /// Site of the exporter.
+    pub site: Arc<str>,
+    /// Address of the exporter, as text.
+    pub exporter: Arc<str>,
+    /// Observation Domain ID.
+    pub domain: u32,
+    /// When it was reported, milliseconds since 1970 UTC.
+    pub time_ms: u64,
+    /// Which process keeps the book: "metering", "exporting" or "statistics".
+    pub process: &'static str,
+    /// Identifier of that process in its exporter.
+    pub process_id: u32,
+    /// Name of the figure, such as "wire" or "drop.rx_ring_full".
+    pub name: String,
+    /// Its value.
+    pub value: u64,
+}
+
+/// Something that happened to a Transport Session.
+#[derive(Clone, Debug)]
+pub struct SessionRow {
+    /// Site of the exporter.
+    pub site: Arc<str>,
+    /// Address of the exporter, as text.
+    pub exporter: Arc<str>,
+    /// "tls", "tcp" or "udp".
+    pub transport: &'static str,
+    /// When it happened, milliseconds since 1970 UTC.
+    pub time_ms: u64,
+    /// When the session started, milliseconds since 1970 UTC.
+    pub start_ms: u64,
+    /// "start", "running", "gap" or "end".
+    pub event: &'static str,
+    /// Data Records received so far.
+    pub records: u64,
+    /// Data Records missing by the sequence numbers so far.
+    pub lost: u64,
+    /// Messages received so far.
+    pub messages: u64,
+    /// Octets received so far.
+    pub octets: u64,
+    /// What a person should know, such as why the session ended.
+    pub note: String,
+}
+
+/// A row of one of the tables.
+#[derive(Clone, Debug)]
+pub enum Row {
+    /// Of `flows`.
+    Flow(FlowRow),
+    /// Of `books`.
+    Book(BookRow),
+    /// Of `sessions`.
+    Session(SessionRow),
+}
+
+impl Row {
+    /// The table it belongs to.
+    pub fn table(&self) -> Table {
+        match self {
+            Row::Flow(_) => Table::Flows,
+            Row::Book(_) => Table::Books,
+            Row::Session(_) => Table::Sessions,
+        }
+    }
+}
+
+/// How the store trades memory, files and time.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// Rows are on disk after this, so that a query sees them.
+    pub flush_interval: Duration,
+    /// Rows collected in memory; at this many they are written before their time.
+    pub rows_max: usize,
+    /// Partitions collected in memory; at this many they are written before their time.
+    pub partitions_max: usize,
+    /// A partition that cannot be written for this long gives its rows up, so that it cannot hold up the others for ever.
+    pub retry_limit: Duration,
+    /// Files of about one size in a partition that are merged into one.
+    pub merge_files_min: usize,
+    /// A file of this many octets or more is not merged any more.
+    pub merge_octets_max: u64,
+    /// How long merged files stay for the readers that had listed them before.
+    pub merge_grace: Duration,
+    /// A partition without news for this long has all its small files merged.
+    pub settle_after: Duration,
+}
+
+impl Default for StoreOptions {
+    fn default() -> StoreOptions {
+        StoreOptions {
+            flush_interval: Duration::from_secs(4),
+            rows_max: 262_144,
+            partitions_max: 1_024,
+            retry_limit: Duration::from_secs(600),
+            merge_files_min: 16,
+            merge_octets_max: 64 << 20,
+            merge_grace: Duration::from_secs(300),
+            settle_after: Duration::from_secs(900),
+        }
+    }
+}
+
+/// Rows of one table: `taken = stored + failed + in_flight`, always.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Rows that [`Store::offer`] took.
+    pub taken: u64,
+    /// Rows that are in a file, on disk.
+    pub stored: u64,
+    /// Rows given up because their partition could not be written.
+    pub failed: u64,
+    /// Rows in the queue or being collected.
+    pub in_flight: u64,
+}
+
+/// What became of the rows, and what the store did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreCounters {
+    /// Rows of all tables that [`Store::offer`] took.
+    pub taken: u64,
+    /// Rows of all tables that are in a file, on disk.
+    pub stored: u64,
+    /// Rows of all tables given up because their partition could not be written.
+    pub failed: u64,
+    /// Rows of all tables in the queue or being collected.
+    pub in_flight: u64,
+    /// Rows of `flows`.
+    pub flows: Tally,
+    /// Rows of `books`.
+    pub books: Tally,
+    /// Rows of `sessions`.
+    pub sessions: Tally,
+    /// Rows in the queue (a part of `in_flight`).
+    pub queued: u64,
+    /// Files written from collected rows.
+    pub files: u64,
+    /// Writes that failed and were or will be tried again.
+    pub write_errors: u64,
+    /// Merges done.
+    pub merges: u64,
+    /// Merges that failed; the files stay as they were.
+    pub merge_errors: u64,
+}
+
+impl StoreCounters {
+    /// The rows of one table.
+    pub fn tally(&self, table: Table) -> Tally {
+        match table {
+            Table::Flows => self.flows,
+            Table::Books => self.books,
+            Table::Sessions => self.sessions,
+        }
+    }
+
+    fn tally_mut(&mut self, table: Table) -> &mut Tally {
+        match table {
+            Table::Flows => &mut self.flows,
+            Table::Books => &mut self.books,
+            Table::Sessions => &mut self.sessions,
+        }
+    }
+
+    fn took(&mut self, table: Table, rows: u64) {
+        let tally = self.tally_mut(table);
+        tally.taken += rows;
+        tally.in_flight += rows;
+        self.taken += rows;
+        self.in_flight += rows;
+    }
+
+    fn stored(&mut self, table: Table, rows: u64) {
+        let tally = self.tally_mut(table);
+        tally.stored += rows;
+        tally.in_flight -= rows;
+        self.stored += rows;
+        self.in_flight -= rows;
+        self.files += 1;
+    }
+
+    fn failed(&mut self, table: Table, rows: u64) {
+        let tally = self.tally_mut(table);
+        tally.failed += rows;
+        tally.in_flight -= rows;
+        self.failed += rows;
+        self.in_flight -= rows;
+    }
+}
+
+/// Counters that the store's threads share; one lock, so that a reader sees sums that add up.
+#[derive(Clone, Default)]
+struct SharedCounters(Arc<Mutex<StoreCounters>>);
+
+impl SharedCounters {
+    /// Counting cannot leave the sums half done, so a lock that a panic poisoned is as good as any.
+    fn lock(&self) -> MutexGuard<'_, StoreCounters> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why the store cannot be opened or closed.
+#[derive(Debug)]
+pub enum StoreError {
+    /// Another process writes to the directory.
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+        /// The other process, as it named itself.
+        process: String,
+    },
+    /// The operating system refused.
+    Io {
+        /// What was tried, with the path.
+        what: String,
+        /// Its answer.
+        source: io::Error,
+    },
+    /// A thread of the store ended by a panic; what it held is lost.
+    ThreadDied {
+        /// Rows that were taken and are not on disk.
+        rows: u64,
+    },
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreError::InUse { dir, process } => {
+                let dir = dir.display();
+                write!(f, "{dir} is in use by process {process}: stop it, or choose another data directory")
+            }
+            StoreError::Io { what, source } => write!(f, "cannot {what}: {source}"),
+            StoreError::ThreadDied { rows } => write!(f, "the store ended early: {rows} rows are not on disk"),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            StoreError::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+impl StoreError {
+    fn io(what: impl fmt::Display) -> impl FnOnce(io::Error) -> StoreError {
+        let what = what.to_string();
+        move |source| StoreError::Io { what, source }
+    }
+}
+
+/// The embedded store of one data directory. Dropping it writes what it holds, like [`Store::close`], without a word.
+pub struct Store {
+    counters: SharedCounters,
+    batches: Option<Sender<Vec<Row>>>,
+    writer: Option<JoinHandle<()>>,
+    merger: Option<JoinHandle<()>>,
+    stop_merging: Arc<AtomicBool>,
+    _lock: Lock,
+}
+
+impl Store {
+    /// Opens the store in `dir`, which is made where it is missing, and removes what a crash left half written.
+    ///
+    /// # Errors
+    /// Another process owns the directory, or it cannot be made, read or written.
+    pub fn open(dir: &Path, options: StoreOptions) -> Result<Store, StoreError> {
+        let lock = Lock::take(dir)?;
+        let unmerged = layout::recover(dir).map_err(StoreError::io(format_args!("read {}", dir.display())))?;
+        let counters = SharedCounters::default();
+        let stop_merging = Arc::new(AtomicBool::new(false));
+        let (batches, taken) = bounded(QUEUE_BATCHES_MAX);
+        let (written, to_merge) = bounded(MERGE_QUEUE_MAX);
+        let mut merger = Merger::new(dir, &options, counters.clone(), stop_merging.clone());
+        merger.expect(unmerged);
+        let writer = Writer::new(dir, options, counters.clone(), written);
+        let merger = spawn("store-merger", move || merger.run(&to_merge))?;
+        let writer = spawn("store-writer", move || writer.run(&taken))?;
+        Ok(Store {
+            counters,
+            batches: Some(batches),
+            writer: Some(writer),
+            merger: Some(merger),
+            stop_merging,
+            _lock: lock,
+        })
+    }
+
+    /// Takes a batch of rows to be stored; never blocks.
+    ///
+    /// # Errors
+    /// The queue is full: the rows come back, to be offered again later.
+    pub fn offer(&self, batch: Vec<Row>) -> Result<(), Vec<Row>> {
+        let Some(batches) = &self.batches else { return Err(batch) };
+        let (rows, mut by_table) = (batch.len() as u64, [0; Table::ALL.len()]);
+        batch.iter().for_each(|row| by_table[row.table() as usize] += 1);
+        let mut counters = self.counters.lock();
+        if counters.queued > 0 && counters.queued + rows > QUEUE_ROWS_MAX {
+            return Err(batch);
+        }
+        match batches.try_send(batch) {
+            Ok(()) => {
+                counters.queued += rows;
+                Table::ALL.into_iter().zip(by_table).for_each(|(table, rows)| counters.took(table, rows));
+                Ok(())
+            }
+            Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) => Err(batch),
+        }
+    }
+
+    /// What became of the rows so far.
+    pub fn counters(&self) -> StoreCounters {
+        *self.counters.lock()
+    }
+
+    /// Writes every row that was taken, and ends the store's threads. Rows that could not be written are counted as
+    /// `failed`, and the log says why.
+    ///
+    /// # Errors
+    /// A thread of the store had died.
+    pub fn close(mut self) -> Result<StoreCounters, StoreError> {
+        let healthy = self.finish();
+        let counters = self.counters();
+        if healthy { Ok(counters) } else { Err(StoreError::ThreadDied { rows: counters.in_flight }) }
+    }
+
+    fn finish(&mut self) -> bool {
+        self.stop_merging.store(true, Ordering::Relaxed);
+        drop(self.batches.take());
+        // The writer goes first: the merger ends when the writer's end of their channel is gone.
+        let writer = self.writer.take().is_none_or(|thread| thread.join().is_ok());
+        let merger = self.merger.take().is_none_or(|thread| thread.join().is_ok());
+        writer && merger
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StoreError> {
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    thread.spawn(run).map_err(StoreError::io(format_args!("start the thread {name}")))
+}
