@@ -26,6 +26,10 @@ pub enum LinkType {
     Null,
     /// PPP, with or without HDLC framing.
     Ppp,
+    /// Cisco's HDLC: address, control, EtherType.
+    CiscoHdlc,
+    /// Per-Packet Information: a header about the radio, the number of another link type, then a frame of that.
+    Ppi,
 }
 
 impl LinkType {
@@ -38,6 +42,8 @@ impl LinkType {
             276 => LinkType::LinuxSll2,
             0 | 108 => LinkType::Null,
             9 | 50 | 51 => LinkType::Ppp,
+            104 => LinkType::CiscoHdlc,
+            192 => LinkType::Ppi,
             _ => return None,
         })
     }
@@ -119,12 +125,8 @@ pub struct Observation {
 /// Decodes a frame of which `frame` was captured and that had `wire_length` octets on the wire.
 pub fn decode(link: LinkType, frame: &[u8], wire_length: u32) -> Result<Observation, Ignore> {
     let (vlan, packet) = match link {
-        LinkType::Ethernet => ethernet(frame)?,
-        LinkType::RawIp => (0, frame),
-        LinkType::LinuxSll => ether_type(be16(frame, 14)?, from(frame, 16)?)?,
-        LinkType::LinuxSll2 => ether_type(be16(frame, 0)?, from(frame, 20)?)?,
-        LinkType::Null => (0, null(frame)?),
-        LinkType::Ppp => (0, ppp(frame)?),
+        LinkType::Ppi => ppi(frame)?,
+        link => link_layer(link, frame)?,
     };
     // Cut frames are rare, and a length field of 0 (segmentation offload) rarer: then the wire tells the length.
     let on_wire = (wire_length as usize).max(frame.len()) - (frame.len() - packet.len());
@@ -133,6 +135,29 @@ pub fn decode(link: LinkType, frame: &[u8], wire_length: u32) -> Result<Observat
         6 => ipv6(packet, on_wire, vlan),
         _ => Err(Ignore::Malformed),
     }
+}
+
+/// The outermost VLAN, and what begins with an IP header.
+fn link_layer(link: LinkType, frame: &[u8]) -> Result<(u16, &[u8]), Ignore> {
+    match link {
+        LinkType::Ethernet => ethernet(frame),
+        LinkType::RawIp => Ok((0, frame)),
+        LinkType::LinuxSll => ether_type(be16(frame, 14)?, from(frame, 16)?),
+        LinkType::LinuxSll2 => ether_type(be16(frame, 0)?, from(frame, 20)?),
+        LinkType::Null => Ok((0, null(frame)?)),
+        LinkType::Ppp => Ok((0, ppp(frame)?)),
+        LinkType::CiscoHdlc => ether_type(be16(frame, 2)?, from(frame, 4)?),
+        // None within another: a frame must not decide how deep the decoder goes.
+        LinkType::Ppi => Err(Ignore::OtherProtocol),
+    }
+}
+
+fn ppi(frame: &[u8]) -> Result<(u16, &[u8]), Ignore> {
+    let header: &[u8; 8] = frame.first_chunk().ok_or(Ignore::Truncated)?;
+    let length = usize::from(u16::from_le_bytes([header[2], header[3]]));
+    let number = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
+    let link = LinkType::from_pcap(number).ok_or(Ignore::OtherProtocol)?;
+    link_layer(link, from(frame, length)?)
 }
 
 fn be16(bytes: &[u8], at: usize) -> Result<u16, Ignore> {
@@ -392,6 +417,20 @@ mod tests {
             ("loopback", LinkType::Null, format!("02000000 {TCP}"), tcp),
             ("loopback v6", LinkType::Null, format!("0000001e {}", v6("11", "000c", UDP)), udp6),
             ("ppp", LinkType::Ppp, format!("ff03 0021 {TCP}"), tcp),
+            ("cisco hdlc", LinkType::CiscoHdlc, format!("0f00 0800 {TCP}"), tcp),
+            (
+                "ppi",
+                LinkType::Ppi,
+                format!("00000c00 01000000 00000000 {}", eth("8100e005 0800", TCP)),
+                "4660>80 6 5 40 0x92 0x10",
+            ),
+            ("ppi of radio", LinkType::Ppi, format!("00000800 69000000 {TCP}"), "other_protocol"),
+            (
+                "ppi in ppi",
+                LinkType::Ppi,
+                format!("00000800 c0000000 00000800 01000000 {}", eth("0800", TCP)),
+                "other_protocol",
+            ),
             (
                 "hop by hop, destination",
                 LinkType::RawIp,

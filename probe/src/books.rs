@@ -1,0 +1,191 @@
+//! The probe's books: equations over the counters of capture, workers and exporter.
+//!
+//!     packets on the wire = metered + each named drop + each named ignore      (per worker; what was not steered apart)
+//!     packets metered     = in flow records + in the cache                     (per worker, at the end)
+//!     flows ended         = delivered + in flight + each named drop
+//!
+//! Counters are read while the workers go on: what is on its way is the difference, which must lie between nothing and
+//! what the rings can hold. At the end nothing may be on its way, and the difference must be nothing.
+
+use crate::counters::{ExportCounters, MeterCounters, Tally};
+use nagare_service::books::{Books, Equation};
+use nagare_wire::ipfix::mapping::{Book, Process};
+use nagare_wire::packet::Ignore;
+use std::sync::Arc;
+
+/// What the capture side counts before the workers.
+#[derive(Clone, Debug, Default)]
+pub struct CaptureBooks {
+    /// Packets that came in.
+    pub seen: u64,
+    /// Of those, the ones given to no worker, by name.
+    pub unsteered: Vec<(String, u64)>,
+    /// For each worker: packets steered to it, and those of them that were lost on the way, by name.
+    pub workers: Vec<(u64, Vec<(String, u64)>)>,
+    /// Figures that belong to no equation.
+    pub figures: Vec<(String, u64)>,
+}
+
+/// All counters of a probe.
+pub struct ProbeBooks {
+    /// Interface or file, as a label.
+    pub interface: String,
+    /// The capture side's counters.
+    pub capture: Box<dyn Fn() -> CaptureBooks + Send + Sync>,
+    /// Packets that may be on their way to one worker.
+    pub frames_max: u64,
+    /// Flow records that may be on their way.
+    pub records_max: u64,
+    /// Of each worker.
+    pub meters: Vec<Arc<MeterCounters>>,
+    /// Of the exporter.
+    pub export: Arc<ExportCounters>,
+    /// Memory reserved, by name, bytes.
+    pub memory: Vec<(String, u64)>,
+}
+
+/// The moment at which books are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// While packets come in.
+    Running,
+    /// After the workers have ended, while the exporter still sends.
+    Draining,
+    /// After everything ended.
+    Ended,
+}
+
+impl ProbeBooks {
+    /// The equations and figures at this moment.
+    pub fn books(&self, when: When) -> Books {
+        let mut equations = self.packets(when);
+        if when != When::Running {
+            equations.extend(self.metered());
+        }
+        equations.push(self.flows(when));
+        Books { program: "nagare-probe", equations, figures: self.figures() }
+    }
+
+    /// The books as options records carry them: packets per Metering Process (worker 0 is process 1; process 0 stands for
+    /// what was given to no worker), flows of the Exporting Process.
+    pub fn terms(&self, when: When) -> Vec<Book> {
+        let mut books = Vec::new();
+        for (index, equation) in self.packets(when).into_iter().enumerate() {
+            if index == 0 {
+                let unsteered: Vec<_> = equation.terms.into_iter().filter(|(name, _)| is_named(name)).collect();
+                let sum = unsteered.iter().map(|(_, value)| value).sum();
+                push(&mut books, Process::Metering, 0, ("wire".into(), sum), unsteered);
+            } else {
+                push(&mut books, Process::Metering, index as u32, equation.total, equation.terms);
+            }
+        }
+        let flows = self.flows(when);
+        push(&mut books, Process::Exporting, 1, flows.total, flows.terms);
+        books
+    }
+
+    /// Flows, packets and octets that were not sent, for notSent*TotalCount (RFC 7011, 4.3).
+    pub fn not_sent(&self) -> Tally {
+        let rings = self.meters.iter().map(|meter| meter.ring_full.get());
+        let drops = self.export.drops().into_iter().map(|(_, tally)| tally.get());
+        rings.chain(drops).fold(Tally::default(), |mut sum, tally| {
+            sum += tally;
+            sum
+        })
+    }
+
+    /// One equation for the interface, then one a worker. Downstream counters are read first.
+    fn packets(&self, when: When) -> Vec<Equation> {
+        let workers: Vec<Vec<(String, u64)>> = self.meters.iter().map(|meter| meter_terms(meter)).collect();
+        let capture = (self.capture)();
+        let label = vec![("interface", self.interface.clone())];
+        let steered = capture.workers.iter().map(|(steered, _)| steered).sum();
+        let mut terms = vec![("steered".to_string(), steered)];
+        terms.extend(capture.unsteered);
+        let mut equations =
+            vec![Equation { name: "interface", labels: label, total: ("wire".into(), capture.seen), terms }];
+        in_flight(&mut equations[0], self.frames_max, when != When::Running);
+        for (index, (mut terms, (steered, drops))) in workers.into_iter().zip(capture.workers).enumerate() {
+            terms.extend(drops);
+            let labels = vec![("interface", self.interface.clone()), ("worker", index.to_string())];
+            let mut equation = Equation { name: "packets", labels, total: ("wire".into(), steered), terms };
+            in_flight(&mut equation, self.frames_max, when != When::Running);
+            equations.push(equation);
+        }
+        equations
+    }
+
+    fn metered(&self) -> impl Iterator<Item = Equation> + '_ {
+        self.meters.iter().enumerate().map(|(index, meter)| Equation {
+            name: "metering",
+            labels: vec![("interface", self.interface.clone()), ("worker", index.to_string())],
+            total: ("metered".into(), meter.metered.get()),
+            terms: vec![
+                ("in_records".into(), meter.ended.get().packets),
+                ("in_cache".into(), meter.cached_packets.get()),
+            ],
+        })
+    }
+
+    fn flows(&self, when: When) -> Equation {
+        let mut terms = vec![("delivered".to_string(), self.export.delivered.get().flows)];
+        terms.extend(self.export.drops().map(|(name, tally)| (name.to_string(), tally.get().flows)));
+        let rings = self.meters.iter().map(|meter| meter.ring_full.get().flows).sum();
+        terms.push(("drop.ring_full".into(), rings));
+        let ended = self.meters.iter().map(|meter| meter.ended.get().flows).sum();
+        let mut equation = Equation { name: "flows", labels: Vec::new(), total: ("ended".into(), ended), terms };
+        in_flight(&mut equation, self.records_max, when == When::Ended);
+        equation
+    }
+
+    fn figures(&self) -> Vec<(String, u64)> {
+        let sum = |value: fn(&MeterCounters) -> u64| self.meters.iter().map(|meter| value(meter)).sum::<u64>();
+        let mut figures = vec![
+            ("metered_packets".to_string(), sum(|m| m.metered.get())),
+            ("metered_octets".into(), sum(|m| m.octets.get())),
+            ("flows_live".into(), sum(|m| m.live.get())),
+        ];
+        let reasons = ["unknown", "idle_timeout", "active_timeout", "end_of_flow", "forced_end", "lack_of_resources"];
+        for (index, reason) in reasons.into_iter().enumerate().skip(1) {
+            let count = self.meters.iter().map(|meter| meter.reasons[index].get()).sum();
+            figures.push((format!("flows_ended_by_{reason}"), count));
+        }
+        let export = &self.export;
+        figures.push(("delivered_packets".into(), export.delivered.get().packets));
+        figures.push(("delivered_octets".into(), export.delivered.get().octets));
+        figures.push(("sessions".into(), export.sessions.get()));
+        figures.push(("ipfix_messages".into(), export.messages.get()));
+        figures.push(("ipfix_octets".into(), export.octets.get()));
+        figures.push(("ipfix_records".into(), export.records.get()));
+        figures.extend(
+            self.memory.iter().map(|(name, bytes)| (format!("memory_bytes.{}", name.replace(' ', "_")), *bytes)),
+        );
+        figures.extend((self.capture)().figures);
+        figures
+    }
+}
+
+fn is_named(term: &str) -> bool {
+    term.starts_with("drop.") || term.starts_with("ignore.")
+}
+
+fn meter_terms(meter: &MeterCounters) -> Vec<(String, u64)> {
+    let mut terms = vec![("metered".to_string(), meter.metered.get())];
+    let ignored =
+        Ignore::ALL.iter().map(|ignore| (format!("ignore.{}", ignore.name()), meter.ignored[*ignore as usize].get()));
+    terms.extend(ignored);
+    terms
+}
+
+/// Adds what is on its way: the difference while there may be one, nothing at the end.
+fn in_flight(equation: &mut Equation, most: u64, ended: bool) {
+    let difference = u128::from(equation.total.1).saturating_sub(equation.sum()).min(u128::from(most));
+    equation.terms.push(("in_flight".into(), if ended { 0 } else { difference as u64 }));
+}
+
+/// Books as records; terms that were never counted are left out, but for the one that the total is compared with.
+fn push(books: &mut Vec<Book>, process: Process, process_id: u32, total: (String, u64), terms: Vec<(String, u64)>) {
+    let terms =
+        terms.into_iter().enumerate().filter(|(index, (_, value))| *index == 0 || *value > 0).map(|(_, term)| term);
+    books.extend(std::iter::once(total).chain(terms).map(|(name, value)| Book { process, process_id, name, value }));
+}

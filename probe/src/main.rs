@@ -1,0 +1,29 @@
+//! The program `nagare-probe`.
+#![forbid(unsafe_code)]
+
+use clap::Parser;
+use nagare_probe::options::CommandLine;
+use nagare_probe::run::run;
+use nagare_service::run::{init_log, stop_on_signals};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    init_log();
+    let command_line = CommandLine::parse();
+    let outcome = command_line
+        .plan()
+        .map_err(Into::into)
+        .and_then(|plan| stop_on_signals().map_err(Into::into).and_then(|stop| run(&plan, &stop)));
+    match outcome {
+        Ok(outcome) => {
+            eprint!("{}", outcome.books.table());
+            outcome.failures.iter().for_each(|failure| log::error!("{failure}"));
+            let good = outcome.failures.is_empty() && outcome.books.balanced();
+            if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            log::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}

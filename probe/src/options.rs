@@ -1,0 +1,349 @@
+//! What the operator asked for: the command line over the TOML file, made once into what the probe uses.
+
+use crate::cache::CacheLimits;
+use crate::exporter::output::Format;
+use nagare_service::endpoint::Endpoint;
+use nagare_service::options::{OptionsError, layered};
+use nagare_service::tls::ClientTls;
+use nagare_service::units::{Size, Span};
+use nagare_wire::flow::FlowRecord;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Examples:
+  Meter a mirror port, export over TLS with a client certificate:
+    nagare-probe -i eth1 --collector tls://collector.example:2055 --tls-ca ca.pem --tls-cert tokyo.pem --tls-priv-key tokyo-key.pem
+  Meter a capture file:
+    nagare-probe -i capture.pcap --collector tls://collector.example:2055
+  Print flows:
+    nagare-probe -i capture.pcap.zst --dump csv
+    tcpdump -w - -i eth1 | nagare-probe -i - --dump json
+
+An interface must be a dedicated capture port (SPAN or tap): its frames are taken away from the host.
+Every long option is also a key of the TOML file of --config (without its dashes); the command line wins.
+RUST_LOG=debug makes the log say more.";
+
+/// The command line of `nagare-probe`.
+#[derive(Debug, Clone, clap::Parser)]
+#[command(name = "nagare-probe", version, about = "Meters the traffic of an interface or a capture file and exports its flows as IPFIX over TLS", after_help = EXAMPLES)]
+pub struct CommandLine {
+    /// TOML file with any of these options
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub options: Options,
+}
+
+/// The options, as typed or as they stand in the TOML file.
+#[derive(Debug, Default, Clone, clap::Args, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+#[allow(missing_docs)] // The lines below are the help that users read.
+pub struct Options {
+    /// Interface to capture on, or capture file (pcap, pcapng, also .gz .zst .bz2), or - for standard input
+    #[arg(short, long, value_name = "IFACE|FILE|-")]
+    pub interface: Option<String>,
+    /// Collector to export to: tls://HOST[:PORT], tcp://… or udp://… (default ports 4740, 4739)
+    #[arg(short = 'n', long, value_name = "URL")]
+    pub collector: Option<Endpoint>,
+    /// Print flows to standard output instead
+    #[arg(long, value_name = "FORMAT")]
+    pub dump: Option<Format>,
+    /// Write flows to an IPFIX file (RFC 5655) instead
+    #[arg(long, value_name = "FILE")]
+    pub export_file: Option<PathBuf>,
+
+    /// Trust only the CAs (or the collector's own certificate) in this PEM file, not the system's
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    pub tls_ca: Option<PathBuf>,
+    /// Client certificate chain (PEM) to present to the collector
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key (PEM) of the client certificate
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    pub tls_priv_key: Option<PathBuf>,
+    /// Do not verify the collector's certificate (warns at every connect)
+    #[arg(long, help_heading = "TLS")]
+    pub tls_insecure: bool,
+
+    /// Metering workers, one a core [default: one for each core of --cores, else 1]
+    #[arg(long, value_name = "N", help_heading = "Capture")]
+    pub workers: Option<usize>,
+    /// Cores to pin the workers to, like 2,3 [default: the last ones]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "Capture")]
+    pub cores: Vec<usize>,
+    /// Capture even where the host uses the interface: its frames are consumed, the host is cut off
+    #[arg(long, help_heading = "Capture")]
+    pub force: bool,
+    /// Frames that each AF_XDP ring holds, a power of two [default: 4096]
+    #[arg(long, value_name = "N", help_heading = "Capture")]
+    pub ring_frames: Option<u32>,
+
+    /// End a flow without packets after this long [default: 15s]
+    #[arg(short = 'd', long, value_name = "TIME", help_heading = "Metering")]
+    pub idle_timeout: Option<Span>,
+    /// Export a flow that goes on in parts of this length [default: 60s]
+    #[arg(short = 't', long, visible_alias = "lifetime-timeout", value_name = "TIME", help_heading = "Metering")]
+    pub active_timeout: Option<Span>,
+    /// Flows that each worker holds at most; beyond, the one idle longest is exported early [default: 524288]
+    #[arg(short = 'M', long, visible_alias = "max-num-flows", value_name = "N", help_heading = "Metering")]
+    pub flows_max: Option<usize>,
+
+    /// Observation Domain ID of the exported Messages [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Export")]
+    pub observation_domain: Option<u32>,
+    /// Shortest time between two attempts to reach the collector; up to a quarter more at random [default: 60s]
+    #[arg(long, value_name = "TIME", help_heading = "Export")]
+    pub reconnect: Option<Span>,
+    /// Memory for records that wait for the collector; when it is full the oldest are dropped and counted [default: 64M]
+    #[arg(long, value_name = "SIZE", help_heading = "Export")]
+    pub buffer: Option<Size>,
+    /// How long to go on without progress when ending, while records wait for the collector [default: 10s]
+    #[arg(long, value_name = "TIME", help_heading = "Export")]
+    pub drain_timeout: Option<Span>,
+    /// How often the books go to the collector as options records [default: 10s]
+    #[arg(long, value_name = "TIME", help_heading = "Export")]
+    pub books_interval: Option<Span>,
+    /// How often Templates are sent again over UDP [default: 60s]
+    #[arg(long, value_name = "TIME", help_heading = "Export")]
+    pub template_interval: Option<Span>,
+    /// Path MTU over UDP: no larger packet is sent [default: 1280]
+    #[arg(long, value_name = "OCTETS", help_heading = "Export")]
+    pub mtu: Option<usize>,
+
+    /// Write the books to this JSON file every 2 seconds and at the end
+    #[arg(long, value_name = "FILE", help_heading = "Books")]
+    pub stats_json: Option<PathBuf>,
+    /// Serve the books to Prometheus at this address, like 127.0.0.1:9101
+    #[arg(long, value_name = "ADDR:PORT", help_heading = "Books")]
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Where frames come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// A network interface.
+    Interface(String),
+    /// A capture file; `-` is standard input.
+    File(PathBuf),
+}
+
+/// Where records go.
+#[derive(Debug, Clone)]
+pub enum Destination {
+    /// A collector.
+    Collector(Endpoint),
+    /// Standard output.
+    Dump(Format),
+    /// An IPFIX File.
+    File(PathBuf),
+}
+
+/// What the probe uses: every option with its value, checked.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)] // Named as the options that they come from.
+pub struct Plan {
+    pub input: Input,
+    pub destination: Destination,
+    pub tls: ClientTls,
+    pub workers: usize,
+    pub cores: Vec<usize>,
+    pub force: bool,
+    pub ring_frames: u32,
+    pub limits: CacheLimits,
+    pub domain: u32,
+    pub reconnect: Duration,
+    pub records_max: usize,
+    pub drain_timeout: Duration,
+    pub books_interval: Duration,
+    pub template_interval: Duration,
+    pub mtu: usize,
+    pub stats_json: Option<PathBuf>,
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Options that contradict each other or lack something; the message says what to do.
+#[derive(Debug)]
+pub struct PlanError(String);
+
+impl std::fmt::Display for PlanError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for PlanError {}
+
+impl From<OptionsError> for PlanError {
+    fn from(error: OptionsError) -> PlanError {
+        PlanError(error.to_string())
+    }
+}
+
+/// Cores that a probe may name; a bound for hostile values, not for machines.
+const WORKERS_MAX: usize = 64;
+
+impl CommandLine {
+    /// The plan: file under command line, defaults under both.
+    ///
+    /// # Errors
+    /// The file's, or options that do not go together.
+    pub fn plan(self) -> Result<Plan, PlanError> {
+        layered(self.options, self.config.as_deref())?.plan()
+    }
+}
+
+impl Options {
+    fn plan(self) -> Result<Plan, PlanError> {
+        let destination = self.destination()?;
+        let workers = self.worker_count()?;
+        let span = |span: Option<Span>, default: u64| span.map_or(Duration::from_secs(default), |span| span.0);
+        let limits = CacheLimits {
+            idle_timeout_ms: span(self.idle_timeout, 15).as_millis() as u64,
+            active_timeout_ms: span(self.active_timeout, 60).as_millis() as u64,
+            flows_max: self.flows_max.unwrap_or(524_288),
+        };
+        if limits.flows_max == 0 || limits.flows_max > u32::MAX as usize / 2 {
+            return Err(PlanError(format!("--flows-max {} is not between 1 and {}", limits.flows_max, u32::MAX / 2)));
+        }
+        let ring_frames = self.ring_frames.unwrap_or(4096);
+        if !ring_frames.is_power_of_two() || !(64..=1 << 16).contains(&ring_frames) {
+            return Err(PlanError(format!("--ring-frames {ring_frames} is not a power of two between 64 and 65536")));
+        }
+        let mtu = self.mtu.unwrap_or(1280);
+        if !(576..=65_535).contains(&mtu) {
+            return Err(PlanError(format!("--mtu {mtu} is not between 576 and 65535 octets")));
+        }
+        Ok(Plan {
+            input: self.input()?,
+            destination,
+            tls: self.tls()?,
+            workers,
+            cores: self.cores,
+            force: self.force,
+            ring_frames,
+            limits,
+            domain: self.observation_domain.unwrap_or(1),
+            reconnect: span(self.reconnect, crate::exporter::transport::RECONNECT_DEFAULT.as_secs()),
+            records_max: (self.buffer.map_or(64 << 20, |size| size.0) as usize / size_of::<FlowRecord>()).max(1024),
+            drain_timeout: span(self.drain_timeout, 10),
+            books_interval: span(self.books_interval, 10),
+            template_interval: span(self.template_interval, 60),
+            mtu,
+            stats_json: self.stats_json,
+            metrics: self.metrics,
+        })
+    }
+
+    /// A name of an interface is one; anything else is a file.
+    fn input(&self) -> Result<Input, PlanError> {
+        let Some(name) = &self.interface else {
+            return Err(PlanError("-i is missing: name an interface, a capture file, or - for standard input".into()));
+        };
+        let path = PathBuf::from(name);
+        let plain_name = name != "-" && !name.contains('/');
+        if plain_name && std::path::Path::new("/sys/class/net").join(name).exists() {
+            return Ok(Input::Interface(name.clone()));
+        }
+        if plain_name && !path.exists() {
+            let interfaces = crate::capture::guard::interfaces().join(", ");
+            return Err(PlanError(format!(
+                "-i {name} is neither an interface of this machine ({interfaces}) nor a file in this directory"
+            )));
+        }
+        Ok(Input::File(path))
+    }
+
+    fn destination(&self) -> Result<Destination, PlanError> {
+        match (&self.collector, self.dump, &self.export_file) {
+            (Some(endpoint), None, None) => {
+                endpoint.require_host().map_err(|error| PlanError(format!("--collector {endpoint}: {error}")))?;
+                Ok(Destination::Collector(endpoint.clone()))
+            }
+            (None, Some(format), None) => Ok(Destination::Dump(format)),
+            (None, None, Some(path)) => Ok(Destination::File(path.clone())),
+            (None, None, None) => Err(PlanError(
+                "nowhere to send flows: give --collector URL, --dump csv|json or --export-file FILE".into(),
+            )),
+            _ => Err(PlanError("--collector, --dump and --export-file exclude each other: give one".into())),
+        }
+    }
+
+    fn worker_count(&self) -> Result<usize, PlanError> {
+        let workers = self.workers.unwrap_or(self.cores.len().max(1));
+        if !(1..=WORKERS_MAX).contains(&workers) {
+            return Err(PlanError(format!("--workers {workers} is not between 1 and {WORKERS_MAX}")));
+        }
+        if !self.cores.is_empty() && self.cores.len() != workers {
+            let cores = self.cores.len();
+            return Err(PlanError(format!(
+                "--workers {workers} and the {cores} cores of --cores differ: name a core a worker"
+            )));
+        }
+        let available: Vec<usize> =
+            core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
+        match self.cores.iter().find(|core| !available.contains(core)) {
+            Some(core) => Err(PlanError(format!("--cores {core}: this process may use the cores {available:?}"))),
+            None => Ok(workers),
+        }
+    }
+
+    fn tls(&self) -> Result<ClientTls, PlanError> {
+        let identity = match (&self.tls_cert, &self.tls_priv_key) {
+            (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
+            (None, None) => None,
+            _ => return Err(PlanError("--tls-cert and --tls-priv-key belong together: give both".into())),
+        };
+        Ok(ClientTls { ca: self.tls_ca.clone(), identity, insecure: self.tls_insecure })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{CommandFactory, Parser};
+
+    fn plan(arguments: &str) -> Result<Plan, String> {
+        let arguments = std::iter::once("nagare-probe").chain(arguments.split_whitespace());
+        CommandLine::try_parse_from(arguments).map_err(|e| e.to_string())?.plan().map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn refusals_say_what_to_do() {
+        for (arguments, expected) in [
+            ("-i lo", "--dump csv|json"),
+            ("--dump csv", "-i is missing"),
+            ("-i lo --dump csv --export-file x", "exclude each other"),
+            ("-i no-such-thing --dump csv", "neither an interface of this machine (lo"),
+            ("-i lo --collector tls://:1", "host"),
+            ("-i lo --collector tls://a --tls-cert x", "give both"),
+            ("-i lo --dump csv --workers 0", "between 1 and 64"),
+            ("-i lo --dump csv --workers 1 --cores 0,1", "differ"),
+            ("-i lo --dump csv --cores 9999", "--cores 9999"),
+            ("-i lo --dump csv --ring-frames 100", "power of two"),
+        ] {
+            let refusal = plan(arguments).map(|_| ()).unwrap_err();
+            assert!(refusal.contains(expected), "{arguments}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn the_file_is_under_the_command_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("probe.toml");
+        std::fs::write(&file, "interface = \"lo\"\ndump = \"json\"\nidle-timeout = \"3s\"\nflows-max = 7\n").unwrap();
+        let with = |more: &str| plan(&format!("--config {} {more}", file.display()));
+        let planned = with("--flows-max 9").unwrap();
+        assert_eq!((planned.limits.idle_timeout_ms, planned.limits.flows_max), (3000, 9));
+        std::fs::write(&file, "idle-timeuot = \"3s\"\n").unwrap();
+        assert!(with("").unwrap_err().contains("idle-timeuot"));
+    }
+}

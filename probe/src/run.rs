@@ -1,0 +1,282 @@
+//! Puts the probe together: source, workers, exporter, books; runs it; takes it apart in the right order.
+
+use crate::books::{CaptureBooks, ProbeBooks, When};
+use crate::capture::CaptureSource;
+use crate::capture::file::{FileCapture, FileOptions};
+use crate::capture::guard::refuse_unless_dedicated;
+use crate::capture::xdp::{XdpCapture, XdpOptions};
+use crate::counters::MeterCounters;
+use crate::exporter::output::{Dump, FileOutput};
+use crate::exporter::transport::{Session, SessionOptions};
+use crate::exporter::{Exporter, ExporterOptions, Output, handles};
+use crate::options::{Destination, Input, Plan};
+use crate::worker::{RecordRing, Worker, WorkerParts};
+use nagare_service::books::{Books, Publisher};
+use nagare_service::endpoint::Scheme;
+use nagare_service::run::{Stop, ready, stopping, watchdog_tick};
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Records that may wait between a worker and the exporter.
+const RING_RECORDS: usize = 1 << 16;
+/// How often the main thread looks after the others.
+const TICK: Duration = Duration::from_millis(250);
+
+/// How a run ended.
+pub struct Outcome {
+    /// The books at the end.
+    pub books: Books,
+    /// What went wrong beside them: a broken capture file, records that nobody took.
+    pub failures: Vec<String>,
+}
+
+/// Runs the probe until its source ends or `stop` is set.
+///
+/// # Errors
+/// Whatever keeps it from starting.
+pub fn run(plan: &Plan, stop: &Stop) -> Result<Outcome, Box<dyn Error>> {
+    match &plan.input {
+        Input::File(path) => run_file(plan, &path.to_string_lossy(), stop),
+        Input::Interface(name) => run_interface(plan, name, stop),
+    }
+}
+
+fn run_file(plan: &Plan, path: &str, stop: &Stop) -> Result<Outcome, Box<dyn Error>> {
+    let seed = ahash::RandomState::new().hash_one(path) as u32;
+    let (capture, sources) = FileCapture::open(path, plan.workers, FileOptions { progress: true, seed })?;
+    let counters = capture.counters();
+    let meters = meters(plan.workers);
+    let read = meters.clone();
+    let books = move || {
+        let workers = read.iter().map(|meter| (meter.received.get(), Vec::new())).collect();
+        let file = counters.figures();
+        let unsteered =
+            vec![("ignore.link_type".to_string(), file.ignore_link_type), ("drop.stopped".to_string(), file.stopped)];
+        CaptureBooks { seen: file.packets, unsteered, workers, figures: Vec::new() }
+    };
+    let probe = Probe { plan, label: path.to_string(), meters, capture: Box::new(books), memory: Vec::new() };
+    let mut outcome = probe.run(sources, stop, true, || ())?;
+    match capture.outcome() {
+        Ok(summary) => log::info!("{path}: {} packets read", summary.packets),
+        Err(error) => outcome.failures.push(error.to_string()),
+    }
+    Ok(outcome)
+}
+
+fn run_interface(plan: &Plan, name: &str, stop: &Stop) -> Result<Outcome, Box<dyn Error>> {
+    refuse_unless_dedicated(name, plan.force)?;
+    let seed = ahash::RandomState::new().hash_one(name) as u32;
+    let options = XdpOptions { ring_frames: plan.ring_frames, seed, ..XdpOptions::default() };
+    let mut capture = XdpCapture::open(name, plan.workers, &options)?;
+    log::info!("{}", capture.startup_line());
+    let sources = capture.take_sources();
+    let meter = capture.meter();
+    let memory = vec![("AF_XDP frames and rings".to_string(), capture.memory_bytes() as u64)];
+    let meters = meters(plan.workers);
+    let probe = Probe { plan, label: name.to_string(), meters, capture: Box::new(move || meter.books()), memory };
+    probe.run(sources, stop, false, || capture.detach())
+}
+
+fn meters(workers: usize) -> Vec<Arc<MeterCounters>> {
+    (0..workers).map(|_| Arc::default()).collect()
+}
+
+/// What a probe is made of, but for its sources.
+struct Probe<'a> {
+    plan: &'a Plan,
+    label: String,
+    meters: Vec<Arc<MeterCounters>>,
+    capture: Box<dyn Fn() -> CaptureBooks + Send + Sync>,
+    memory: Vec<(String, u64)>,
+}
+
+impl Probe<'_> {
+    fn run<S: CaptureSource + Send + 'static>(
+        self,
+        sources: Vec<S>,
+        stop: &Stop,
+        is_file: bool,
+        detach: impl FnOnce(),
+    ) -> Result<Outcome, Box<dyn Error>> {
+        let plan = self.plan;
+        let (output, scheme) = open_output(plan)?;
+        let (poll, handles) = handles()?;
+        let rings: Vec<_> = sources.iter().map(|_| Arc::new(RecordRing::new(RING_RECORDS))).collect();
+        let memory = self.memory();
+        let books = Arc::new(ProbeBooks {
+            interface: self.label,
+            capture: self.capture,
+            frames_max: u64::from(plan.ring_frames) * 1024,
+            records_max: (rings.len() * RING_RECORDS + plan.records_max) as u64 + u64::from(u32::MAX),
+            meters: self.meters.clone(),
+            export: Arc::default(),
+            memory,
+        });
+        let publisher = publish(plan, &books, &rings, &handles.gone)?;
+        let options = exporter_options(plan, is_file);
+        let exporter =
+            Exporter::new(options, output, scheme, rings.clone(), books.clone(), stop.clone(), (poll, &handles));
+        let exporter = std::thread::Builder::new().name("exporter".into()).spawn(move || exporter.run())?;
+        let mut workers = Vec::new();
+        for ((index, source), (ring, counters)) in
+            sources.into_iter().enumerate().zip(rings.into_iter().zip(self.meters))
+        {
+            let parts = WorkerParts {
+                limits: plan.limits,
+                ring,
+                counters,
+                waits: is_file,
+                wake: handles.wake.clone(),
+                stop: is_file.then(|| stop.clone()),
+                exporter_gone: handles.gone.clone(),
+            };
+            workers.push(spawn_worker(index, plan, source, parts)?);
+        }
+        ready(&format!("metering {}", books.interface));
+        look_after(&workers, &exporter, stop, is_file);
+        stopping();
+        detach();
+        let mut failures = Vec::new();
+        for worker in workers {
+            failures.extend(join_worker(worker));
+        }
+        match exporter.join() {
+            Ok(broken) => failures.extend(broken),
+            Err(_) => failures.push("the exporter panicked: this is a defect of the probe".into()),
+        }
+        let books = publisher.finish()?;
+        failures.extend(undelivered(&books));
+        Ok(Outcome { books, failures })
+    }
+
+    /// All memory of the data path, by name; it is reserved before the first packet.
+    fn memory(&self) -> Vec<(String, u64)> {
+        let workers = self.meters.len();
+        let mut memory = self.memory.clone();
+        for (name, bytes) in Worker::<crate::capture::file::FileSource>::memory(self.plan.limits.flows_max) {
+            memory.push((name.to_string(), (bytes * workers) as u64));
+        }
+        memory.push(("rings to the exporter".into(), (RecordRing::memory_bytes(RING_RECORDS) * workers) as u64));
+        memory.push(("export buffer".into(), Exporter::memory_bytes(self.plan.records_max) as u64));
+        let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64);
+        let sum = memory.iter().map(|(_, bytes)| bytes).sum();
+        let terms: Vec<_> = memory.iter().map(|(name, bytes)| format!("{name} {}", mib(*bytes))).collect();
+        log::info!("memory reserved: {} = {}", terms.join(" + "), mib(sum));
+        memory
+    }
+}
+
+fn open_output(plan: &Plan) -> Result<(Output, Option<Scheme>), Box<dyn Error>> {
+    Ok(match &plan.destination {
+        Destination::Collector(endpoint) => {
+            let options =
+                SessionOptions { endpoint: endpoint.clone(), tls: plan.tls.clone(), reconnect: plan.reconnect };
+            (Output::Collector(Box::new(Session::new(options, Instant::now())?)), Some(endpoint.scheme))
+        }
+        Destination::Dump(format) => (Output::Dump(Dump::new(*format)?), None),
+        Destination::File(path) => (Output::File(FileOutput::create(path)?), None),
+    })
+}
+
+fn exporter_options(plan: &Plan, is_file: bool) -> ExporterOptions {
+    ExporterOptions {
+        domain: plan.domain,
+        records_max: plan.records_max,
+        drain_timeout: plan.drain_timeout,
+        books_interval: plan.books_interval,
+        template_interval: plan.template_interval,
+        mtu: plan.mtu,
+        waits: is_file,
+    }
+}
+
+fn publish(
+    plan: &Plan,
+    books: &Arc<ProbeBooks>,
+    rings: &[Arc<RecordRing>],
+    gone: &Arc<std::sync::atomic::AtomicBool>,
+) -> io::Result<Publisher> {
+    let (books, rings, gone) = (books.clone(), rings.to_vec(), gone.clone());
+    let snapshot = move || {
+        let ended = rings.iter().all(|ring| ring.finished.load(Ordering::Acquire));
+        books.books(match (gone.load(Ordering::Acquire), ended) {
+            (true, true) => When::Ended,
+            (false, true) => When::Draining,
+            _ => When::Running,
+        })
+    };
+    let publisher = Publisher::start(snapshot, plan.stats_json.clone(), plan.metrics)?;
+    if let Some(address) = publisher.metrics() {
+        log::info!("metrics at http://{address}/metrics");
+    }
+    Ok(publisher)
+}
+
+fn spawn_worker<S: CaptureSource + Send + 'static>(
+    index: usize,
+    plan: &Plan,
+    source: S,
+    parts: WorkerParts,
+) -> io::Result<JoinHandle<io::Result<()>>> {
+    let core = core_of(index, plan);
+    std::thread::Builder::new().name(format!("worker {index}")).spawn(move || {
+        if let Some(core) = core
+            && !core_affinity::set_for_current(core)
+        {
+            log::warn!("worker {index} cannot be pinned to core {}: it goes on unpinned", core.id);
+        }
+        // Made here, so that its memory is near its core.
+        Worker::new(source, parts).run()
+    })
+}
+
+/// The core of a worker: as named, else from the last one down, away from where the kernel's own work begins.
+fn core_of(index: usize, plan: &Plan) -> Option<core_affinity::CoreId> {
+    let cores = core_affinity::get_core_ids()?;
+    match plan.cores.get(index) {
+        Some(id) => cores.into_iter().find(|core| core.id == *id),
+        None => cores.iter().rev().cycle().nth(index).copied(),
+    }
+}
+
+/// Waits for the source's end or the wish to stop.
+fn look_after(
+    workers: &[JoinHandle<io::Result<()>>],
+    exporter: &JoinHandle<Option<String>>,
+    stop: &Stop,
+    is_file: bool,
+) {
+    loop {
+        watchdog_tick();
+        let ended = workers.iter().filter(|worker| worker.is_finished()).count();
+        if is_file && ended == workers.len() {
+            return;
+        }
+        // A worker on a network never ends by itself, and nothing works without the exporter.
+        if (!is_file && ended > 0) || exporter.is_finished() {
+            stop.set();
+        }
+        if stop.wait_timeout(TICK) {
+            return;
+        }
+    }
+}
+
+fn join_worker(worker: JoinHandle<io::Result<()>>) -> Option<String> {
+    match worker.join() {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(format!("capture: {error}")),
+        Err(_) => Some("a worker panicked: this is a defect of the probe".into()),
+    }
+}
+
+fn undelivered(books: &Books) -> Option<String> {
+    let flows = books.equations.iter().find(|equation| equation.name == "flows")?;
+    let dropped: u64 = flows.terms.iter().filter(|(name, _)| name.starts_with("drop.")).map(|(_, value)| value).sum();
+    (dropped > 0)
+        .then(|| format!("{dropped} of {} flow records were not delivered; the books name the reasons", flows.total.1))
+}

@@ -1,0 +1,183 @@
+//! A Metering Process: one worker per core, from a capture source through the flow cache to the ring of the exporter.
+
+use crate::cache::{CacheLimits, FlowCache};
+use crate::capture::{CaptureSource, Frame};
+use crate::counters::{MeterCounters, Tally};
+use crossbeam_queue::ArrayQueue;
+use nagare_service::run::Stop;
+use nagare_wire::flow::FlowRecord;
+use nagare_wire::fragment::FragmentTable;
+use nagare_wire::packet::{Ignore, Observation, decode};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Frames taken at once.
+const BATCH: usize = 64;
+/// How long a worker sleeps where no frame comes: timeouts are looked at this often.
+const WAIT: Duration = Duration::from_millis(50);
+/// Records that one round of expiry may hand over, so that frames never wait long.
+const EXPIRY_BUDGET: usize = 2 * BATCH;
+/// Datagrams in fragments that a worker follows at once.
+const DATAGRAMS: usize = 4096;
+
+/// The way from a worker to the exporter: one ring, one writer, one reader.
+pub struct RecordRing {
+    /// Records on their way.
+    pub queue: ArrayQueue<FlowRecord>,
+    /// The worker has put its last record in.
+    pub finished: AtomicBool,
+}
+
+impl RecordRing {
+    /// A ring for `records` records.
+    pub fn new(records: usize) -> RecordRing {
+        RecordRing { queue: ArrayQueue::new(records.max(1)), finished: AtomicBool::new(false) }
+    }
+
+    /// Memory of a ring of so many records, bytes.
+    pub fn memory_bytes(records: usize) -> usize {
+        records * (size_of::<FlowRecord>() + size_of::<usize>())
+    }
+}
+
+/// Sets `finished` however the worker ends, also by a panic: the exporter must not wait for ever.
+struct Finish(Arc<RecordRing>);
+
+impl Drop for Finish {
+    fn drop(&mut self) {
+        self.0.finished.store(true, Ordering::Release);
+    }
+}
+
+/// What a worker is made of, but for its source.
+pub struct WorkerParts {
+    /// When flows end, and how many there may be.
+    pub limits: CacheLimits,
+    /// Where records go.
+    pub ring: Arc<RecordRing>,
+    /// What it counts.
+    pub counters: Arc<MeterCounters>,
+    /// A file waits for the exporter where the ring is full; a network does not: then the record is dropped and counted.
+    pub waits: bool,
+    /// Wakes the exporter.
+    pub wake: Arc<dyn Fn() + Send + Sync>,
+    /// Ends the worker before its source does; a network's source ends by itself once it was detached and emptied.
+    pub stop: Option<Stop>,
+    /// Set when the exporter is gone: nobody will empty the ring any more.
+    pub exporter_gone: Arc<AtomicBool>,
+}
+
+/// One Metering Process.
+pub struct Worker<S> {
+    source: S,
+    cache: FlowCache,
+    fragments: FragmentTable,
+    batch: Vec<(Observation, u64)>,
+    parts: WorkerParts,
+    finish: Finish,
+}
+
+impl<S: CaptureSource> Worker<S> {
+    /// Reserves the worker's memory.
+    pub fn new(source: S, parts: WorkerParts) -> Worker<S> {
+        let seed = ahash::RandomState::new().hash_one(0u8);
+        Worker {
+            source,
+            cache: FlowCache::new(parts.limits),
+            fragments: FragmentTable::new(DATAGRAMS, seed),
+            batch: Vec::with_capacity(BATCH),
+            finish: Finish(parts.ring.clone()),
+            parts,
+        }
+    }
+
+    /// Memory of a worker with so many flows, bytes, by name.
+    pub fn memory(flows_max: usize) -> [(&'static str, usize); 2] {
+        [
+            ("flow cache", FlowCache::memory_bytes(flows_max)),
+            ("fragment table", FragmentTable::new(DATAGRAMS, 0).memory_bytes()),
+        ]
+    }
+
+    /// Meters until the source ends, then flushes the cache. What was metered is handed over also where the source fails.
+    ///
+    /// # Errors
+    /// The source's.
+    pub fn run(mut self) -> io::Result<()> {
+        let outcome = self.meter();
+        let (cache, parts) = (&mut self.cache, &self.parts);
+        cache.flush(&mut |record| hand_over(parts, record));
+        self.publish();
+        drop(self.finish);
+        (self.parts.wake)();
+        outcome
+    }
+
+    fn meter(&mut self) -> io::Result<()> {
+        loop {
+            let Worker { source, fragments, batch, parts, .. } = self;
+            if parts.stop.as_ref().is_some_and(Stop::is_set) {
+                return Ok(());
+            }
+            let mut octets = 0u64;
+            let mut ignored = [0u64; Ignore::ALL.len()];
+            let received = source.receive(BATCH, WAIT, |frame| match observe(frame, fragments) {
+                Ok(observation) => {
+                    octets += u64::from(observation.octets);
+                    batch.push((observation, frame.time_ns / 1_000_000));
+                }
+                Err(ignore) => ignored[ignore as usize] += 1,
+            })?;
+            // Upstream first: whoever reads downstream first never sees more metered than received.
+            parts.counters.received.add(received.frames as u64);
+            parts.counters.octets.add(octets);
+            parts.counters.metered.add(batch.len() as u64);
+            for (counter, count) in parts.counters.ignored.iter().zip(ignored).filter(|(_, count)| *count > 0) {
+                counter.add(count);
+            }
+            let cache = &mut self.cache;
+            cache.observe(batch, &mut |record| hand_over(parts, record));
+            batch.clear();
+            let budget = if received.end { usize::MAX } else { EXPIRY_BUDGET };
+            cache.expire(received.now_ns / 1_000_000, budget, &mut |record| hand_over(parts, record));
+            self.publish();
+            if received.end {
+                return Ok(());
+            }
+        }
+    }
+
+    fn publish(&self) {
+        self.parts.counters.live.set(self.cache.live() as u64);
+        self.parts.counters.cached_packets.set(self.cache.packets());
+        if self.parts.ring.queue.len() * 2 > self.parts.ring.queue.capacity() {
+            (self.parts.wake)();
+        }
+    }
+}
+
+fn observe(frame: Frame<'_>, fragments: &mut FragmentTable) -> Result<Observation, Ignore> {
+    let mut observation = decode(frame.link, frame.bytes, frame.wire_len)?;
+    if observation.fragment.is_some() {
+        fragments.resolve(&mut observation, frame.time_ns);
+    }
+    Ok(observation)
+}
+
+/// Puts a record into the ring, or counts it where the ring is full.
+fn hand_over(parts: &WorkerParts, mut record: FlowRecord) {
+    let tally = Tally::of(&record);
+    let counters = &parts.counters;
+    counters.ended.add(tally);
+    counters.reasons[usize::from(record.end_reason) % counters.reasons.len()].add(1);
+    while let Err(refused) = parts.ring.queue.push(record) {
+        if !parts.waits || parts.exporter_gone.load(Ordering::Acquire) {
+            return counters.ring_full.add(tally);
+        }
+        record = refused;
+        (parts.wake)();
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
