@@ -25,7 +25,7 @@ use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
-use datafusion::object_store::{self, path::Path as ObjectPath};
+use datafusion::object_store::path::Path as ObjectPath;
 use datafusion::physical_plan::{ExecutionPlan, SendableRecordBatchStream, empty::EmptyExec};
 use datafusion::prelude::{DataFrame, SQLOptions, SessionConfig, SessionContext, cast, col, lit};
 use futures::StreamExt;
@@ -65,6 +65,13 @@ pub enum QueryError {
     },
     /// The engine refused the query or failed in it.
     Query(DataFusionError),
+    /// The engine failed when a part of the result was written.
+    Incomplete {
+        /// Rows written.
+        rows: u64,
+        /// Its failure.
+        source: DataFusionError,
+    },
     /// The result cannot be written.
     Output(io::Error),
     /// Files went on being merged under the query.
@@ -76,6 +83,9 @@ impl fmt::Display for QueryError {
         match self {
             QueryError::Read { path, source } => write!(f, "cannot read {}: {source}", path.display()),
             QueryError::Query(error) => f.write_str(&explained(error)),
+            QueryError::Incomplete { rows, source } => {
+                write!(f, "the result ends early, after {rows} rows: {}", explained(source))
+            }
             QueryError::Output(error) => write!(f, "cannot write the result: {error}"),
             QueryError::Merging => f.write_str("files were merged while the query read them: run it again"),
         }
@@ -86,7 +96,7 @@ impl Error for QueryError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             QueryError::Read { source, .. } | QueryError::Output(source) => Some(source),
-            QueryError::Query(error) => Some(error),
+            QueryError::Query(source) | QueryError::Incomplete { source, .. } => Some(source),
             QueryError::Merging => None,
         }
     }
@@ -101,24 +111,6 @@ impl From<DataFusionError> for QueryError {
 impl From<ArrowError> for QueryError {
     fn from(error: ArrowError) -> QueryError {
         QueryError::Query(error.into())
-    }
-}
-
-impl QueryError {
-    /// A file that was listed is gone: another listing finds the file that took its place.
-    fn is_gone(&self) -> bool {
-        let mut error: Option<&(dyn Error + 'static)> = Some(self);
-        while let Some(cause) = error {
-            let store = cause.downcast_ref::<object_store::Error>();
-            let system = cause.downcast_ref::<io::Error>();
-            if matches!(store, Some(object_store::Error::NotFound { .. }))
-                || system.is_some_and(|error| error.kind() == io::ErrorKind::NotFound)
-            {
-                return true;
-            }
-            error = cause.source();
-        }
-        false
     }
 }
 
@@ -167,15 +159,7 @@ impl Engine {
     /// # Errors
     /// A directory cannot be listed.
     pub fn context(&self, site: Option<&str>, from_ms: i64, to_ms: i64) -> Result<SessionContext, QueryError> {
-        let config = SessionConfig::new().with_target_partitions(1).with_information_schema(true);
-        let context = SessionContext::new_with_config_rt(config, Arc::clone(&self.env));
-        for table in Table::ALL {
-            let files = self.files(table, site, from_ms, to_ms)?;
-            let files = Arc::new(FilesTable { schema: table.schema(), files });
-            let view = with_times(table, between(table, context.read_table(files)?, from_ms, to_ms)?)?;
-            context.register_table(table.name(), view.into_view())?;
-        }
-        Ok(context)
+        self.context_over(&self.list(site, from_ms, to_ms)?)
     }
 
     /// All rows of a query's result. Nothing but queries is allowed: no statement that writes or reads other files.
@@ -226,30 +210,44 @@ impl Engine {
         mut read: impl FnMut(&SessionContext) -> Result<T, QueryError>,
     ) -> Result<T, QueryError> {
         for _ in 0..ATTEMPTS_MAX {
-            match self.context(site, from_ms, to_ms).and_then(|context| read(&context)) {
-                Err(error) if error.is_gone() => {}
+            let listing = self.list(site, from_ms, to_ms)?;
+            match read(&self.context_over(&listing)?) {
+                // The engine's errors do not always tell what they are about. Whether a file is gone, the directory tells.
+                Err(QueryError::Query(_)) if listing.has_changed() => {}
                 result => return result,
             }
         }
         Err(QueryError::Merging)
     }
 
-    fn files(&self, table: Table, site: Option<&str>, from_ms: i64, to_ms: i64) -> Result<Vec<DataFile>, QueryError> {
-        let mut files = Vec::new();
+    fn list(&self, site: Option<&str>, from_ms: i64, to_ms: i64) -> Result<Listing, QueryError> {
         let hours = Hour::of_time(from_ms)..=Hour::of_time(to_ms.saturating_sub(1));
-        let named = |path: PathBuf| move |source| QueryError::Read { path, source };
-        for partition in partitions(&self.dir, table, site, &hours).map_err(named(self.dir.join(table.name())))? {
-            let path = partition.path(&self.dir);
-            files.extend(live_files(&path).map_err(named(path))?);
+        let files = Table::ALL.map(|table| {
+            let partitions = partitions(&self.dir, table, site, &hours)?.into_iter();
+            let files = partitions.map(|partition| live_files(&partition.path(&self.dir)));
+            Ok(files.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
+        });
+        let files = files.into_iter().collect::<io::Result<Vec<Vec<DataFile>>>>();
+        let files = files.map_err(|source| QueryError::Read { path: self.dir.clone(), source })?;
+        Ok(Listing { files, from_ms, to_ms })
+    }
+
+    fn context_over(&self, listing: &Listing) -> Result<SessionContext, QueryError> {
+        let config = SessionConfig::new().with_target_partitions(1).with_information_schema(true);
+        let context = SessionContext::new_with_config_rt(config, Arc::clone(&self.env));
+        for (table, files) in Table::ALL.into_iter().zip(&listing.files) {
+            let files = Arc::new(FilesTable { schema: table.schema(), files: files.clone() });
+            let frame = between(table, context.read_table(files)?, listing.from_ms, listing.to_ms)?;
+            context.register_table(table.name(), with_times(table, frame)?.into_view())?;
         }
-        Ok(files)
+        Ok(context)
     }
 
     /// Hours in which flows of `site` start.
     fn flow_hours(&self, site: Option<&str>, from_ms: i64, to_ms: i64) -> Result<Vec<Hour>, QueryError> {
         let hours = Hour::of_time(from_ms)..=Hour::of_time(to_ms.saturating_sub(1));
         let found = partitions(&self.dir, Table::Flows, site, &hours);
-        let found = found.map_err(|source| QueryError::Read { path: self.dir.join(Table::Flows.name()), source })?;
+        let found = found.map_err(|source| QueryError::Read { path: self.dir.clone(), source })?;
         let mut hours: Vec<Hour> = found.into_iter().map(|partition| partition.hour).collect();
         hours.dedup();
         Ok(hours)
@@ -259,6 +257,21 @@ impl Engine {
 async fn start(context: &SessionContext, sql: &str) -> Result<SendableRecordBatchStream, DataFusionError> {
     let only_queries = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     context.sql_with_options(sql, only_queries).await?.execute_stream().await
+}
+
+/// The files that the tables of a context stand on.
+struct Listing {
+    /// Of each table, in the order of [`Table::ALL`].
+    files: Vec<Vec<DataFile>>,
+    from_ms: i64,
+    to_ms: i64,
+}
+
+impl Listing {
+    /// A file was merged away: another listing finds the one that took its place.
+    fn has_changed(&self) -> bool {
+        self.files.iter().flatten().any(|file| !file.path.exists())
+    }
 }
 
 /// Memory with a limit, and a place to spill to where the directory can be written.
@@ -435,7 +448,7 @@ pub fn sql(dir: &Path, query: &str, format: SqlFormat, out: &mut dyn Write) -> R
 }
 
 fn write_table(engine: &Engine, query: &str, out: &mut dyn Write) -> Result<(), QueryError> {
-    let (mut batches, total) = engine.snapshot(None, i64::MIN, i64::MAX, |context| {
+    let (batches, total) = engine.snapshot(None, i64::MIN, i64::MAX, |context| {
         let (mut shown, mut total) = (Vec::new(), 0);
         engine.stream(context, query, |batch| {
             let room = TABLE_ROWS_MAX.saturating_sub(total).min(batch.num_rows());
@@ -447,8 +460,6 @@ fn write_table(engine: &Engine, query: &str, out: &mut dyn Write) -> Result<(), 
         })?;
         Ok((shown, total))
     })?;
-    // A view's field metadata may differ between batches of one query; the table needs one schema, the first.
-    batches.retain(|batch| batch.num_columns() > 0);
     writeln!(out, "{}", pretty_format_batches(&batches)?).map_err(QueryError::Output)?;
     if total > TABLE_ROWS_MAX {
         writeln!(out, "{TABLE_ROWS_MAX} of {total} rows: ask for csv or json to have them all")
@@ -486,7 +497,9 @@ impl RowWriter<'_> {
         let before = self.rows;
         engine.snapshot(site, from_ms, to_ms, |context| {
             match engine.stream(context, query, |batch| self.write(&batch)) {
-                Err(error) if error.is_gone() && self.rows > before => Err(QueryError::Merging),
+                Err(QueryError::Query(source)) if self.rows > before => {
+                    Err(QueryError::Incomplete { rows: self.rows, source })
+                }
                 result => result,
             }
         })

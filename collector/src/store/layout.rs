@@ -188,8 +188,13 @@ fn entries(path: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEnt
     match fs::read_dir(path) {
         Ok(entries) => Ok(Some(entries).into_iter().flatten()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None.into_iter().flatten()),
-        Err(error) => Err(error),
+        Err(error) => Err(at(path, error)),
     }
+}
+
+/// The error with the path that it is about.
+pub(super) fn at(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 /// The files of a partition that hold each of its rows once, in the order of their numbers.
@@ -266,7 +271,7 @@ fn remove_temporary(path: &Path) -> io::Result<()> {
     for entry in entries(path)? {
         let entry = entry?;
         if entry.file_name().to_str().is_some_and(|name| name.starts_with(TEMPORARY_PREFIX)) {
-            fs::remove_file(entry.path())?;
+            fs::remove_file(entry.path()).map_err(|error| at(&entry.path(), error))?;
         }
     }
     Ok(())

@@ -4,7 +4,7 @@
 //! [`StoreOptions::merge_files_min`] and not at every merge. When an hour has no more news, all its small files become one.
 
 use super::files::{parquet_error, write_whole};
-use super::layout::{DataFile, FileRange, Partition, Unmerged, live_files};
+use super::layout::{DataFile, FileRange, Partition, Unmerged, at, live_files};
 use super::{SharedCounters, StoreOptions, Table};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use datafusion::arrow::array::{AsArray, Int64Array, RecordBatch};
@@ -167,8 +167,7 @@ fn merge(partition: &Path, table: Table, files: &[DataFile], stop: &AtomicBool) 
     let mut inputs = Vec::with_capacity(files.len());
     let mut expected = 0;
     for file in files {
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", file.path.display()));
-        let (rows, input) = Input::open(file, table).map_err(named)?;
+        let (rows, input) = Input::open(file, table).map_err(|error| at(&file.path, error))?;
         expected += rows;
         inputs.extend(input);
     }
