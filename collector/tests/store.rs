@@ -379,6 +379,26 @@ fn rows_that_cannot_be_written_are_counted() {
     let counters = store.close().expect("the store closes");
     assert_adds_up(&counters);
     assert_eq!((counters.books.failed, counters.books.stored), (2, 2));
+
+    // A store that is full and waits for its disk still closes.
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let store = open(dir.path(), StoreOptions { rows_max: 5, ..quick() });
+    fs::write(dir.path().join("books"), "").expect("the obstacle stands");
+    (0..20).for_each(|_| offer(&store, vec![book("tokyo"); 10]));
+    wait_until("it is full", || store.counters().write_errors > 0);
+    let (begin, counters) = (Instant::now(), store.close().expect("the store closes"));
+    assert!(begin.elapsed() < Duration::from_secs(5), "closing took {:?}", begin.elapsed());
+    assert_adds_up(&counters);
+    assert_eq!((counters.taken, counters.failed), (200, 200));
+}
+
+#[test]
+fn long_texts_are_cut() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let store = open(dir.path(), quick());
+    offer(&store, vec![Row::Book(BookRow { name: "流れ".repeat(20_000), ..Random(12).book(DAY_MS) })]);
+    store.close().expect("the store closes");
+    assert_eq!(answer(dir.path(), "SELECT name FROM books"), "流れ".repeat(20_000)[..255]);
 }
 
 /// No test of its own: what [`a_full_disk_loses_nothing`] starts in a mount namespace, on a small tmpfs.

@@ -38,6 +38,9 @@ pub const QUEUE_ROWS_MAX: u64 = 262_144;
 /// Batches that may wait for the writer thread.
 pub const QUEUE_BATCHES_MAX: usize = 4_096;
 
+/// Octets of a text that an exporter or its session gave (the name of a book, a note); the rest is cut off.
+pub const TEXT_OCTETS_MAX: usize = 256;
+
 /// Partitions whose merging waits for the merger thread; more are found again by their next file, or at the next start.
 const MERGE_QUEUE_MAX: usize = 65_536;
 
@@ -122,6 +125,19 @@ impl Row {
             Row::Flow(_) => Table::Flows,
             Row::Book(_) => Table::Books,
             Row::Session(_) => Table::Sessions,
+        }
+    }
+
+    /// Cuts its texts, so that a number of rows is a bound on memory.
+    fn bound(&mut self) {
+        let text = match self {
+            Row::Flow(_) => return,
+            Row::Book(row) => &mut row.name,
+            Row::Session(row) => &mut row.note,
+        };
+        if text.len() > TEXT_OCTETS_MAX {
+            text.truncate(text.floor_char_boundary(TEXT_OCTETS_MAX));
+            text.shrink_to_fit();
         }
     }
 }
@@ -318,7 +334,7 @@ pub struct Store {
     batches: Option<Sender<Vec<Row>>>,
     writer: Option<JoinHandle<()>>,
     merger: Option<JoinHandle<()>>,
-    stop_merging: Arc<AtomicBool>,
+    closing: Arc<AtomicBool>,
     _lock: Lock,
 }
 
@@ -331,30 +347,24 @@ impl Store {
         let lock = Lock::take(dir)?;
         let unmerged = layout::recover(dir).map_err(StoreError::io(format_args!("read {}", dir.display())))?;
         let counters = SharedCounters::default();
-        let stop_merging = Arc::new(AtomicBool::new(false));
+        let closing = Arc::new(AtomicBool::new(false));
         let (batches, taken) = bounded(QUEUE_BATCHES_MAX);
         let (written, to_merge) = bounded(MERGE_QUEUE_MAX);
-        let mut merger = Merger::new(dir, &options, counters.clone(), stop_merging.clone());
+        let mut merger = Merger::new(dir, &options, counters.clone(), closing.clone());
         merger.expect(unmerged);
-        let writer = Writer::new(dir, options, counters.clone(), written);
+        let writer = Writer::new(dir, options, counters.clone(), closing.clone(), written);
         let merger = spawn("store-merger", move || merger.run(&to_merge))?;
         let writer = spawn("store-writer", move || writer.run(&taken))?;
-        Ok(Store {
-            counters,
-            batches: Some(batches),
-            writer: Some(writer),
-            merger: Some(merger),
-            stop_merging,
-            _lock: lock,
-        })
+        Ok(Store { counters, batches: Some(batches), writer: Some(writer), merger: Some(merger), closing, _lock: lock })
     }
 
-    /// Takes a batch of rows to be stored; never blocks.
+    /// Takes a batch of rows to be stored; never blocks. Texts longer than [`TEXT_OCTETS_MAX`] are cut.
     ///
     /// # Errors
     /// The queue is full: the rows come back, to be offered again later.
-    pub fn offer(&self, batch: Vec<Row>) -> Result<(), Vec<Row>> {
+    pub fn offer(&self, mut batch: Vec<Row>) -> Result<(), Vec<Row>> {
         let Some(batches) = &self.batches else { return Err(batch) };
+        batch.iter_mut().for_each(Row::bound);
         let (rows, mut by_table) = (batch.len() as u64, [0; Table::ALL.len()]);
         batch.iter().for_each(|row| by_table[row.table() as usize] += 1);
         let mut counters = self.counters.lock();
@@ -388,7 +398,7 @@ impl Store {
     }
 
     fn finish(&mut self) -> bool {
-        self.stop_merging.store(true, Ordering::Relaxed);
+        self.closing.store(true, Ordering::Relaxed);
         drop(self.batches.take());
         // The writer goes first: the merger ends when the writer's end of their channel is gone.
         let writer = self.writer.take().is_none_or(|thread| thread.join().is_ok());

@@ -10,10 +10,14 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// When the store closes, a partition that cannot be written is tried this often before its rows are given up.
 const CLOSE_ATTEMPTS: usize = 3;
+
+/// How soon a writer that takes nothing, because the disk refuses, sees that the store closes.
+const CLOSE_POLL: Duration = Duration::from_millis(100);
 
 /// Pause between these attempts.
 const CLOSE_PAUSE: Duration = Duration::from_millis(500);
@@ -34,6 +38,8 @@ pub(super) struct Writer {
     flows: Pending<FlowRow>,
     books: Pending<BookRow>,
     sessions: Pending<SessionRow>,
+    /// The store closes: what is queued must come in, however full.
+    closing: Arc<AtomicBool>,
     flush_at: Instant,
     /// The last flush could not write everything: wait for the next time, however full.
     failing: bool,
@@ -44,10 +50,12 @@ impl Writer {
         dir: &Path,
         options: StoreOptions,
         counters: SharedCounters,
+        closing: Arc<AtomicBool>,
         written: Sender<Partition>,
     ) -> Writer {
         Writer {
             target: Target { dir: dir.to_owned(), retry_limit: options.retry_limit, counters, written },
+            closing,
             flush_at: Instant::now() + options.flush_interval,
             options,
             flows: Pending::default(),
@@ -61,9 +69,9 @@ impl Writer {
     pub(super) fn run(mut self, batches: &Receiver<Vec<Row>>) {
         loop {
             let wait = self.flush_at.saturating_duration_since(Instant::now());
-            if self.is_full() {
+            if self.is_full() && !self.closing.load(Ordering::Relaxed) {
                 // Only a disk that refuses leads here. The queue fills, sessions stop reading: nothing is lost yet.
-                std::thread::sleep(wait);
+                std::thread::sleep(wait.min(CLOSE_POLL));
             } else {
                 match batches.recv_timeout(wait) {
                     Ok(batch) => self.take(batch),
