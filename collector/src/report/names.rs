@@ -1,0 +1,172 @@
+//! Names of protocols, services and end reasons.
+
+#![forbid(unsafe_code)]
+
+/// The name of an IP protocol (IANA "Assigned Internet Protocol Numbers"), where it is a common one.
+pub fn protocol(number: u8) -> Option<&'static str> {
+    Some(match number {
+        1 => "ICMP",
+        2 => "IGMP",
+        4 => "IPv4-in-IP",
+        6 => "TCP",
+        8 => "EGP",
+        17 => "UDP",
+        27 => "RDP",
+        33 => "DCCP",
+        41 => "IPv6-in-IP",
+        46 => "RSVP",
+        47 => "GRE",
+        50 => "ESP",
+        51 => "AH",
+        58 => "ICMPv6",
+        88 => "EIGRP",
+        89 => "OSPF",
+        103 => "PIM",
+        112 => "VRRP",
+        115 => "L2TP",
+        132 => "SCTP",
+        136 => "UDP-Lite",
+        137 => "MPLS-in-IP",
+        _ => return None,
+    })
+}
+
+/// The usual name of what listens on a port, by IP protocol.
+pub fn service(protocol: u8, port: u16) -> Option<&'static str> {
+    let over_udp = |udp, other| if protocol == 17 { udp } else { other };
+    let tcp_only = |name| if protocol == 6 { name } else { "" };
+    let udp_only = |name| if protocol == 17 { name } else { "" };
+    let name = match port {
+        7 => "echo",
+        20 => tcp_only("ftp-data"),
+        21 => tcp_only("ftp"),
+        22 => tcp_only("ssh"),
+        23 => tcp_only("telnet"),
+        25 => tcp_only("smtp"),
+        37 => "time",
+        43 => tcp_only("whois"),
+        49 => "tacacs",
+        53 => "dns",
+        67 => udp_only("dhcp (server)"),
+        68 => udp_only("dhcp (client)"),
+        69 => udp_only("tftp"),
+        80 => over_udp("http (quic)", "http"),
+        88 => "kerberos",
+        110 => tcp_only("pop3"),
+        111 => "rpcbind",
+        113 => tcp_only("ident"),
+        119 => tcp_only("nntp"),
+        123 => udp_only("ntp"),
+        135 => tcp_only("msrpc"),
+        137 => "netbios-ns",
+        138 => udp_only("netbios-dgm"),
+        139 => tcp_only("netbios-ssn"),
+        143 => tcp_only("imap"),
+        161 => udp_only("snmp"),
+        162 => udp_only("snmp-trap"),
+        179 => tcp_only("bgp"),
+        389 => "ldap",
+        427 => "slp",
+        443 => over_udp("https (quic)", "https"),
+        445 => tcp_only("smb"),
+        464 => "kpasswd",
+        465 => tcp_only("smtps"),
+        500 => udp_only("ike"),
+        514 => over_udp("syslog", "rsh"),
+        515 => tcp_only("lpd"),
+        520 => udp_only("rip"),
+        546 => udp_only("dhcpv6 (client)"),
+        547 => udp_only("dhcpv6 (server)"),
+        548 => tcp_only("afp"),
+        554 => "rtsp",
+        587 => tcp_only("smtp (submission)"),
+        623 => udp_only("ipmi"),
+        631 => "ipp",
+        636 => tcp_only("ldaps"),
+        853 => over_udp("dns over quic", "dns over tls"),
+        860 | 3260 => tcp_only("iscsi"),
+        873 => tcp_only("rsync"),
+        989 => tcp_only("ftps-data"),
+        990 => tcp_only("ftps"),
+        993 => tcp_only("imaps"),
+        995 => tcp_only("pop3s"),
+        1080 => tcp_only("socks"),
+        1194 => "openvpn",
+        1433 => tcp_only("ms-sql"),
+        1434 => udp_only("ms-sql-monitor"),
+        1521 => tcp_only("oracle"),
+        1701 => udp_only("l2tp"),
+        1723 => tcp_only("pptp"),
+        1812 | 1645 => udp_only("radius"),
+        1813 | 1646 => udp_only("radius-acct"),
+        1883 => tcp_only("mqtt"),
+        1900 => udp_only("ssdp"),
+        1935 => tcp_only("rtmp"),
+        2049 => "nfs",
+        2055 | 4739 | 9995 => "flow export",
+        2083 => tcp_only("radsec"),
+        2379 | 2380 => tcp_only("etcd"),
+        3128 => tcp_only("http proxy"),
+        3268 | 3269 => tcp_only("global catalog"),
+        3306 => tcp_only("mysql"),
+        3389 => "rdp",
+        3478 | 3479 => "stun / turn",
+        3702 => udp_only("ws-discovery"),
+        4369 => tcp_only("epmd"),
+        4500 => udp_only("ipsec nat-t"),
+        4740 => tcp_only("ipfix over tls"),
+        4789 => udp_only("vxlan"),
+        5060 => "sip",
+        5061 => tcp_only("sips"),
+        5201 => "iperf3",
+        5222 => tcp_only("xmpp"),
+        5223 | 2195 => tcp_only("apple push"),
+        5228 => tcp_only("google push"),
+        5349 => "stun / turn over tls",
+        5353 => udp_only("mdns"),
+        5355 => "llmnr",
+        5432 => tcp_only("postgresql"),
+        5671 | 5672 => tcp_only("amqp"),
+        5683 => udp_only("coap"),
+        5900 => tcp_only("vnc"),
+        5938 => "teamviewer",
+        5985 | 5986 => tcp_only("winrm"),
+        6081 => udp_only("geneve"),
+        6343 => udp_only("sflow"),
+        6379 => tcp_only("redis"),
+        6443 => tcp_only("kubernetes api"),
+        6667 => tcp_only("irc"),
+        6881 => "bittorrent",
+        8000 | 8080 | 8081 => tcp_only("http (alternate)"),
+        8443 => tcp_only("https (alternate)"),
+        8801 => udp_only("zoom"),
+        8883 => tcp_only("mqtt over tls"),
+        8888 => tcp_only("http (alternate)"),
+        9000 => tcp_only("clickhouse"),
+        9090 => tcp_only("prometheus"),
+        9092 => tcp_only("kafka"),
+        9100 => tcp_only("jetdirect"),
+        9200 => tcp_only("elasticsearch"),
+        10050 | 10051 => tcp_only("zabbix"),
+        11211 => "memcached",
+        19302 => udp_only("google meet"),
+        27017 => tcp_only("mongodb"),
+        51820 => udp_only("wireguard"),
+        _ => "",
+    };
+    (!name.is_empty()).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_depend_on_the_protocol() {
+        assert_eq!(service(6, 443), Some("https"));
+        assert_eq!(service(17, 443), Some("https (quic)"));
+        assert_eq!(service(17, 22), None);
+        assert_eq!(service(6, 40000), None);
+        assert_eq!(protocol(58), Some("ICMPv6"));
+    }
+}
