@@ -170,8 +170,12 @@ pub struct Counts {
     pub refused_half_open: u64,
     /// Connections refused because too many sessions are open.
     pub refused_sessions_max: u64,
-    /// Connections whose certificate's name cannot name a site.
+    /// Connections whose certificate's name cannot name a site, and those of addresses that cannot become one any more.
     pub refused_site: u64,
+    /// Datagrams of addresses that cannot become a site any more.
+    pub datagrams_refused_site: u64,
+    /// Datagrams that the kernel dropped because the socket's buffer was full.
+    pub datagrams_dropped_by_kernel: u64,
     /// UDP sessions open.
     pub udp_sessions: u64,
     /// UDP sessions put out because there were too many.
@@ -268,13 +272,17 @@ impl Counts {
             ("refuse.handshake_timeout", self.refused_slow),
             ("refuse.half_open_max", self.refused_half_open),
             ("refuse.sessions_max", self.refused_sessions_max),
-            ("refuse.site_name", self.refused_site),
+            ("refuse.site", self.refused_site),
         ];
         equation("connections", ("accepted", self.accepted), &terms)
     }
 
     fn messages(&self) -> Equation {
-        let terms = [("decoded", self.messages_decoded), ("refuse.malformed", self.messages_malformed)];
+        let terms = [
+            ("decoded", self.messages_decoded),
+            ("refuse.malformed", self.messages_malformed),
+            ("refuse.sites_max", self.datagrams_refused_site),
+        ];
         equation("messages", ("received", self.messages), &terms)
     }
 
@@ -308,6 +316,7 @@ impl Counts {
             ("records_lost", self.lost),
             ("sets_without_template", self.sets_without_template),
             ("template_refusals", self.template_refusals),
+            ("datagrams_dropped_by_kernel", self.datagrams_dropped_by_kernel),
             ("sessions_udp", self.udp_sessions),
             ("sessions_udp_evicted", self.udp_evicted),
             ("store_rows_queued", store.queued),

@@ -7,7 +7,8 @@
 #![forbid(unsafe_code)]
 
 use crate::collect::{Rows, Shared, State};
-use crate::session::Session;
+use crate::kernel::datagrams_dropped;
+use crate::session::{Beginning, Session};
 use crate::sites::Sites;
 use crate::store::Row;
 use crate::stream::{Connection, Context, IDLE_LIMIT, Now, Turn};
@@ -36,6 +37,9 @@ pub const UDP_SESSIONS_MAX: usize = 1024;
 pub const BATCH_ROWS: usize = 8192;
 /// Refusals told per second; further ones are only counted.
 const WARNINGS_PER_SECOND: u32 = 10;
+
+/// UDP sessions whose beginning and end are told per second.
+const UDP_SESSIONS_TOLD_PER_SECOND: u32 = 20;
 
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -110,6 +114,7 @@ pub struct Listener {
     stalled: bool,
     ticked: Instant,
     gate: Gate,
+    udp_gate: Gate,
     scratch: Vec<u8>,
 }
 
@@ -136,20 +141,30 @@ impl Ready {
 
 /// Lets so many lines per second into the log.
 struct Gate {
+    per_second: u32,
     second: Instant,
     lines: u32,
 }
 
 impl Gate {
-    fn warn(&mut self, now: Instant, what: &str) {
+    fn new(per_second: u32) -> Gate {
+        Gate { per_second, second: Instant::now(), lines: 0 }
+    }
+
+    fn open(&mut self, now: Instant) -> bool {
         if now.duration_since(self.second) >= Duration::from_secs(1) {
-            if self.lines > WARNINGS_PER_SECOND {
-                log::warn!("{} further refusals within a second were only counted", self.lines - WARNINGS_PER_SECOND);
+            let more = self.lines.saturating_sub(self.per_second);
+            if more > 0 {
+                log::warn!("{more} further lines like these were kept out of the log");
             }
             (self.second, self.lines) = (now, 0);
         }
         self.lines = self.lines.saturating_add(1);
-        if self.lines <= WARNINGS_PER_SECOND {
+        self.lines <= self.per_second
+    }
+
+    fn warn(&mut self, now: Instant, what: &str) {
+        if self.open(now) {
             log::warn!("refused: {what}");
         }
     }
@@ -196,7 +211,8 @@ impl Listener {
             rows: Vec::new(),
             stalled: false,
             ticked: Instant::now(),
-            gate: Gate { second: Instant::now(), lines: 0 },
+            gate: Gate::new(WARNINGS_PER_SECOND),
+            udp_gate: Gate::new(UDP_SESSIONS_TOLD_PER_SECOND),
             scratch: Vec::new(),
         })
     }
@@ -255,9 +271,6 @@ impl Listener {
                 Some(Bound::Stream(..)) => self.accept(token, now, &mut state),
                 Some(Bound::Closed) => Turn::Gone,
                 Some(Bound::Datagram(_)) => self.datagrams(token, now, &mut state),
-                None if self.stalled && self.connections.get(&token).is_some_and(|open| !open.is_half_open()) => {
-                    Turn::More
-                }
                 None => self.connection(token, now, &mut state),
             };
             if turn == Turn::More {
@@ -306,7 +319,8 @@ impl Listener {
             now,
             rows: &mut self.rows,
             counts: &mut state.counts,
-            sites: &self.sites,
+            sites: &mut self.sites,
+            stalled: self.stalled,
             side: &self.side,
             warn: &mut warn,
             scratch: &mut self.scratch,
@@ -393,7 +407,8 @@ impl Listener {
 
     fn datagrams(&mut self, listener: usize, now: Now, state: &mut State) -> Turn {
         let mut rows = Vec::new();
-        let mut datagram = vec![0; MESSAGE_MAX];
+        let mut datagram = std::mem::take(&mut self.scratch);
+        datagram.resize(MESSAGE_MAX + 1, 0);
         let mut turn = Turn::More;
         for _ in 0..TURN_DATAGRAMS {
             let Some(Bound::Datagram(socket)) = self.bound.get(listener) else { return Turn::Gone };
@@ -407,6 +422,7 @@ impl Listener {
                 Err(_) => {}
             }
         }
+        self.scratch = datagram;
         self.offer_datagrams(rows, state);
         turn
     }
@@ -440,9 +456,18 @@ impl Listener {
                     frame(datagram).err().map_or("its length is not its Message's".into(), |error| error.to_string());
                 return self.gate.warn(now.instant, &format!("datagram from {peer}: {told}"));
             }
+            let site = match self.sites.of_address(peer.ip()) {
+                Ok(site) => site,
+                Err(error) => {
+                    counts.messages += 1;
+                    counts.datagrams_refused_site += 1;
+                    return self.gate.warn(now.instant, &error.to_string());
+                }
+            };
             self.evict(now, rows, state);
-            let site = self.sites.of_address(peer.ip());
-            let session = Session::start(peer, Scheme::Udp, site, "", now.wall_ms, rows, &mut state.counts);
+            let quiet = !self.udp_gate.open(now.instant);
+            let beginning = Beginning { peer, scheme: Scheme::Udp, site, detail: "", quiet };
+            let session = Session::start(beginning, now.wall_ms, rows, &mut state.counts);
             self.udp.insert(key, UdpSession { session, heard: now.instant });
             state.counts.udp_sessions += 1;
         }
@@ -482,6 +507,8 @@ impl Listener {
         let mut rows = Vec::new();
         self.tick_datagrams(now, &mut rows, &mut state);
         self.offer_datagrams(rows, &mut state);
+        let udp = self.addresses.iter().filter(|(scheme, _)| *scheme == Scheme::Udp);
+        state.counts.datagrams_dropped_by_kernel = datagrams_dropped(&udp.map(|(_, address)| address.port()).collect());
         (0..self.bound.len()).for_each(|listener| self.ready.push(listener));
         self.offer(&mut state);
     }
@@ -521,6 +548,7 @@ impl Listener {
                 break;
             }
         }
+        self.tick();
         self.end_all(deadline);
         Ok(())
     }

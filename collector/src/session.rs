@@ -29,19 +29,27 @@ pub struct Session {
     gaps: u64,
     lost: u64,
     lines: u32,
+    quiet: bool,
+}
+
+/// How a session came to be, for its first line in the log.
+pub struct Beginning<'a> {
+    /// Address and port of the exporter.
+    pub peer: SocketAddr,
+    /// Its transport.
+    pub scheme: Scheme,
+    /// Its site.
+    pub site: Arc<str>,
+    /// The TLS version, the certificate.
+    pub detail: &'a str,
+    /// Keep it out of the log: too many begin at once.
+    pub quiet: bool,
 }
 
 impl Session {
-    /// Begins a session: a row, and a line that `detail` ends (the TLS version, the certificate).
-    pub fn start(
-        peer: SocketAddr,
-        scheme: Scheme,
-        site: Arc<str>,
-        detail: &str,
-        now_ms: u64,
-        rows: &mut Vec<Row>,
-        counts: &mut Counts,
-    ) -> Session {
+    /// Begins a session: a row, and a line.
+    pub fn start(beginning: Beginning<'_>, now_ms: u64, rows: &mut Vec<Row>, counts: &mut Counts) -> Session {
+        let Beginning { peer, scheme, site, detail, quiet } = beginning;
         let transport = if scheme == Scheme::Udp { Transport::Datagram } else { Transport::Stream };
         let exporter = peer.ip().to_canonical().to_string().into();
         let session = Session {
@@ -57,8 +65,9 @@ impl Session {
             gaps: 0,
             lost: 0,
             lines: 0,
+            quiet,
         };
-        log::info!("session {session}: site {}{detail}", session.origin.site);
+        log::log!(session.level(), "session {session}: site {}{detail}", session.origin.site);
         counts.session_row(session.row("start", now_ms, String::new()), rows);
         session
     }
@@ -126,7 +135,8 @@ impl Session {
     /// Ends the session: a row and a line with its records, its gaps and the reason.
     pub fn end(self, reason: &str, now_ms: u64, rows: &mut Vec<Row>, counts: &mut Counts) {
         let Session { records, messages, gaps, lost, .. } = self;
-        log::info!(
+        log::log!(
+            self.level(),
             "session {self}: ended after {records} records in {messages} messages, {gaps} gaps ({lost} records lost): {reason}"
         );
         counts.session_row(self.row("end", now_ms, reason.to_owned()), rows);
@@ -140,6 +150,10 @@ impl Session {
             std::cmp::Ordering::Equal => log::warn!("session {self}: {what}; further lines are only counted"),
             std::cmp::Ordering::Greater => {}
         }
+    }
+
+    fn level(&self) -> log::Level {
+        if self.quiet { log::Level::Debug } else { log::Level::Info }
     }
 
     fn row(&self, event: &'static str, time_ms: u64, note: String) -> SessionRow {

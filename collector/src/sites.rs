@@ -4,12 +4,17 @@
 
 use crate::options::SiteOptions;
 use crate::report::Network;
+use std::collections::HashSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Octets of a site's name. It becomes a directory's name, which may have 255 with what stands before it.
 pub const SITE_NAME_MAX: usize = 200;
+
+/// Sites that unknown addresses may make of themselves while the collector runs. Anyone can send a datagram, from any address,
+/// and each site is a directory.
+pub const ADDRESS_SITES_MAX: usize = 4096;
 
 /// A name that no site can have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +45,10 @@ pub fn check_site_name(name: &str) -> Result<(), SiteError> {
 
 /// The sites of the configuration, ready to be asked.
 #[derive(Debug, Default)]
-pub struct Sites(Vec<Site>);
+pub struct Sites {
+    tables: Vec<Site>,
+    addresses: HashSet<Arc<str>>,
+}
 
 #[derive(Debug)]
 struct Site {
@@ -73,7 +81,7 @@ impl Sites {
             }
             sites.push(site);
         }
-        Ok(Sites(sites))
+        Ok(Sites { tables: sites, addresses: HashSet::new() })
     }
 
     /// The site of a client certificate's name: the table that lists it, else the name itself.
@@ -82,20 +90,34 @@ impl Sites {
     /// No table lists it, and it cannot name a site.
     pub fn of_name(&self, name: &str) -> Result<Arc<str>, SiteError> {
         let lists = |site: &&Site| site.names.iter().any(|listed| listed.eq_ignore_ascii_case(name));
-        match self.0.iter().find(lists) {
+        match self.tables.iter().find(lists) {
             Some(site) => Ok(site.name.clone()),
             None => check_site_name(name).map(|()| name.into()),
         }
     }
 
     /// The site of a peer without a certificate: the first table whose networks hold its address, else the address itself.
-    pub fn of_address(&self, address: IpAddr) -> Arc<str> {
+    ///
+    /// # Errors
+    /// No table holds it, and [`ADDRESS_SITES_MAX`] addresses are sites already.
+    pub fn of_address(&mut self, address: IpAddr) -> Result<Arc<str>, SiteError> {
         let address = address.to_canonical();
         let holds = |site: &&Site| site.networks.iter().any(|network| network.contains(address));
-        match self.0.iter().find(holds) {
-            Some(site) => site.name.clone(),
-            None => address.to_string().replace(':', "-").into(),
+        if let Some(site) = self.tables.iter().find(holds) {
+            return Ok(site.name.clone());
         }
+        let name = address.to_string().replace(':', "-");
+        if let Some(known) = self.addresses.get(name.as_str()) {
+            return Ok(known.clone());
+        }
+        if self.addresses.len() >= ADDRESS_SITES_MAX {
+            let why =
+                format!("{ADDRESS_SITES_MAX} addresses are sites already; {address} needs a [[site]] table to be one");
+            return Err(SiteError(why));
+        }
+        let site: Arc<str> = name.into();
+        self.addresses.insert(site.clone());
+        Ok(site)
     }
 }
 
@@ -112,7 +134,7 @@ mod tests {
     fn sessions_find_their_site() {
         let tables =
             [table("tokyo", &["192.0.2.0/24", "tokyo.example"]), table("lab", &["2001:db8::/32", "192.0.2.9"])];
-        let sites = Sites::new(&tables).expect("valid");
+        let mut sites = Sites::new(&tables).expect("valid");
         let by_address = [
             ("192.0.2.9", "tokyo"), // The first table wins.
             ("::ffff:192.0.2.1", "tokyo"),
@@ -121,8 +143,14 @@ mod tests {
             ("::1", "--1"),
         ];
         for (address, site) in by_address {
-            assert_eq!(*sites.of_address(address.parse().expect("an address")), *site, "{address}");
+            assert_eq!(sites.of_address(address.parse().expect("an address")).as_deref(), Ok(site), "{address}");
         }
+        for number in 0..ADDRESS_SITES_MAX as u32 {
+            sites.of_address(std::net::Ipv4Addr::from_bits(0x0a00_0000 + number).into()).ok();
+        }
+        assert!(sites.of_address("203.0.113.1".parse().expect("an address")).is_err(), "sites are bounded");
+        assert!(sites.of_address("198.51.100.1".parse().expect("an address")).is_ok(), "those that are known stay");
+        assert!(sites.of_address("192.0.2.77".parse().expect("an address")).is_ok(), "and so do those of a table");
         for (name, site) in [("Tokyo.Example", "tokyo"), ("osaka", "osaka"), ("Osaka_2.example", "Osaka_2.example")] {
             assert_eq!(sites.of_name(name).as_deref(), Ok(site), "{name}");
         }

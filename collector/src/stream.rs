@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::collect::Counts;
-use crate::session::Session;
+use crate::session::{Beginning, Session};
 use crate::sites::Sites;
 use crate::store::Row;
 use mio::net::TcpStream;
@@ -46,7 +46,9 @@ pub struct Context<'a> {
     /// Where everything is counted.
     pub counts: &'a mut Counts,
     /// Whose traffic it is.
-    pub sites: &'a Sites,
+    pub sites: &'a mut Sites,
+    /// Whether the store has no room: sessions are left unread.
+    pub stalled: bool,
     /// How refusals are told.
     pub side: &'a Side,
     /// Tells a refusal, unless there were too many.
@@ -115,8 +117,10 @@ impl Connection {
         let mut connection =
             Connection { socket, peer, tls, phase: Phase::Handshake, buffer, deadline, peer_done: false };
         if connection.tls.is_none() {
-            let site = context.sites.of_address(peer.ip());
-            connection.open(Scheme::Tcp, site, "", context);
+            match context.sites.of_address(peer.ip()) {
+                Ok(site) => connection.open(Scheme::Tcp, site, "", context),
+                Err(error) => drop(connection.end(End::Site(error.to_string()), context)),
+            }
         }
         connection
     }
@@ -135,18 +139,23 @@ impl Connection {
         let Context { now, rows, counts, .. } = context;
         counts.handshaking -= 1;
         counts.open += 1;
-        let session = Session::start(self.peer, scheme, site, detail, now.wall_ms, rows, counts);
+        let beginning = Beginning { peer: self.peer, scheme, site, detail, quiet: false };
+        let session = Session::start(beginning, now.wall_ms, rows, counts);
         self.phase = Phase::Open(Box::new(session));
         self.deadline = now.instant + IDLE_LIMIT;
     }
 
-    /// Takes what the socket holds, up to [`TURN_OCTETS`].
+    /// Takes what the socket holds, up to [`TURN_OCTETS`]; nothing of a session while the store has no room.
     pub fn turn(&mut self, context: &mut Context<'_>) -> Turn {
         if matches!(self.phase, Phase::Lingering) {
             return self.discard();
         }
         let mut octets = 0;
         loop {
+            if context.stalled && matches!(self.phase, Phase::Open(_)) {
+                self.deadline = context.now.instant + IDLE_LIMIT;
+                return Turn::More;
+            }
             match self.step(context) {
                 Ok(None) => return Turn::Blocked,
                 Ok(Some(read)) => octets += read,
@@ -237,10 +246,11 @@ impl Connection {
             None => (context.sites.of_address(self.peer.ip()), format!(", {version}, no client certificate")),
             Some(None) => return Err(End::Site("its client certificate carries neither a dNSName nor a CN".into())),
             Some(Some(name)) => {
-                let site = context.sites.of_name(&name).map_err(|error| End::Site(error.to_string()))?;
-                (site, format!(", {version}, client certificate of {}", name.escape_debug()))
+                let detail = format!(", {version}, client certificate of {}", name.escape_debug());
+                (context.sites.of_name(&name), detail)
             }
         };
+        let site = site.map_err(|error| End::Site(error.to_string()))?;
         self.open(Scheme::Tls, site, &detail, context);
         Ok(())
     }
