@@ -14,7 +14,7 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-const volatile struct nagare_config config = { .seed = 0, .workers = 1 };
+const volatile struct nagare_config config = { .seed = 0, .workers = 1, .octets_max = 0xffff };
 
 /* Index: rx queue * workers + worker. A socket receives only from the queue that it is bound to. The loader sets the size. */
 struct {
@@ -317,6 +317,17 @@ static __always_inline __u32 flow_hash(const struct flow *flow)
 	return hash ^ (hash >> 16);
 }
 
+/* A packet that no frame of the socket's memory can hold would be dropped there; its headers are all that is wanted. The IP
+ * header keeps the length that it had. */
+static __always_inline void cut(struct xdp_md *ctx)
+{
+	int length = ctx->data_end - ctx->data;
+	int octets_max = config.octets_max;
+
+	if (length > octets_max)
+		bpf_xdp_adjust_tail(ctx, octets_max - length);
+}
+
 SEC("xdp")
 int nagare_steer(struct xdp_md *ctx)
 {
@@ -327,6 +338,7 @@ int nagare_steer(struct xdp_md *ctx)
 	count(NAGARE_COUNTER_SEEN);
 	if (config.workers > 1 && parse(ctx, &flow))
 		worker = ((__u64)flow_hash(&flow) * config.workers) >> 32;
+	cut(ctx);
 	verdict = bpf_redirect_map(&sockets, ctx->rx_queue_index * config.workers + worker, XDP_DROP);
 	count(verdict == XDP_REDIRECT ? NAGARE_COUNTER_REDIRECTED + worker : NAGARE_COUNTER_NO_SOCKET);
 	return verdict;

@@ -20,10 +20,11 @@
 
 /* The read-only global `config`, set by the loader. */
 struct nagare_config {
-	__u32 seed;    /* of the flow hash */
-	__u32 workers; /* at least 1 */
+	__u32 seed;       /* of the flow hash */
+	__u32 workers;    /* at least 1 */
+	__u32 octets_max; /* of a packet that is handed on; longer ones are cut */
 };
-_Static_assert(sizeof(struct nagare_config) == 8, "nagare_config has padding");
+_Static_assert(sizeof(struct nagare_config) == 12, "nagare_config has padding");
 
 /* The read-only global `generator_config` of the load generator. */
 struct nagare_generator_config {

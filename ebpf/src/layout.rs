@@ -13,6 +13,7 @@ pub(crate) const COUNTER_REDIRECTED: u32 = 2;
 pub(crate) struct Config {
     pub seed: u32,
     pub workers: u32,
+    pub octets_max: u32,
 }
 
 /// `struct nagare_generator_config`.
@@ -23,9 +24,9 @@ pub(crate) struct GeneratorConfig {
     pub ifindex: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 8 && size_of::<GeneratorConfig>() == 8);
+const _: () = assert!(size_of::<Config>() == 12 && size_of::<GeneratorConfig>() == 8);
 
-// SAFETY: `repr(C)` with two integers and no padding (asserted above): any bytes are a value.
+// SAFETY: `repr(C)` with integers and no padding (asserted above): any bytes are a value.
 unsafe impl aya::Pod for Config {}
 // SAFETY: likewise.
 unsafe impl aya::Pod for GeneratorConfig {}

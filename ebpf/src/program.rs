@@ -43,13 +43,13 @@ pub struct Program {
 
 impl Program {
     /// Loads the program for an interface with `queues` receive queues, steering to `workers` workers by the hash of `seed`.
-    /// Both are at least 1, else they are taken as 1.
+    /// Both are at least 1, else they are taken as 1. Packets longer than `octets_max` are cut to that.
     ///
     /// # Errors
     /// Without the capabilities for BPF, or on a kernel that refuses the program.
-    pub fn load(seed: u32, workers: u32, queues: u32) -> Result<Program, Error> {
+    pub fn load(seed: u32, workers: u32, queues: u32, octets_max: u32) -> Result<Program, Error> {
         let (workers, queues) = (workers.max(1), queues.max(1));
-        let config = Config { seed, workers };
+        let config = Config { seed, workers, octets_max };
         let mut ebpf = EbpfLoader::new()
             .override_global("config", &config, true)
             .map_max_entries("sockets", workers.saturating_mul(queues))
@@ -165,6 +165,10 @@ fn refusal(error: ProgramError, ifindex: u32, mode: XdpMode) -> Error {
         Some(libc::EOPNOTSUPP) if mode == XdpMode::Driver => {
             Error::Kernel { action: "attaching natively", cause: "the driver does not offer it: EOPNOTSUPP".into() }
         }
+        Some(libc::ERANGE | libc::EINVAL) if mode == XdpMode::Driver => Error::Kernel {
+            action: "attaching natively",
+            cause: format!("{} (most often the MTU is too large for it)", chain(&error)).into(),
+        },
         _ if mode == XdpMode::Driver => Error::new("attaching natively", chain(&error)),
         _ => Error::new("attaching the XDP program", error),
     }

@@ -23,7 +23,7 @@ struct Bench {
 impl Bench {
     /// `None` where the kernel does not permit BPF.
     fn new() -> Option<Bench> {
-        let mut program = match Program::load(SEED, WORKERS, 1) {
+        let mut program = match Program::load(SEED, WORKERS, 1, 1792) {
             Ok(program) => program,
             Err(Error::NotPermitted) => {
                 println!("skipped: {}", Error::NotPermitted);
@@ -189,7 +189,7 @@ fn without_a_socket_the_drop_is_counted() {
     if Bench::new().is_none() {
         return;
     }
-    let program = Program::load(SEED, WORKERS, 1).unwrap();
+    let program = Program::load(SEED, WORKERS, 1, 1792).unwrap();
     for (_, [frame, _]) in conversations() {
         assert_eq!(program.test_run(&frame).unwrap(), XDP_DROP);
     }
