@@ -1,0 +1,535 @@
+//! AF_XDP on a real veth pair in a network namespace: every frame arrives or is in the books, and the interface is put back.
+
+use nagare_ebpf::Generator;
+use nagare_probe::capture::guard::{interface_index, refuse_unless_dedicated};
+use nagare_probe::capture::xdp::{XdpCapture, XdpOptions, XdpSource};
+use nagare_probe::capture::{CaptureSource, Frame};
+use nagare_wire::flow::FlowKey;
+use nagare_wire::packet::decode;
+use nagare_wire::steer;
+use nix::sched::{CloneFlags, setns, unshare};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The captured end of the pair, and the sending one.
+const TAP: &str = "tap0";
+const SENDER: &str = "send0";
+const SEED: u32 = 0xfeed;
+
+/// A network namespace with a veth pair, for one test at a time; removed on drop.
+struct Wire {
+    namespace: String,
+    _turn: File,
+}
+
+impl Wire {
+    /// `None`, with the reason printed, where this machine does not permit it.
+    fn new(queues: u32) -> Option<Wire> {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let turn = File::create(std::env::temp_dir().join("nagare-xdp-test.lock")).unwrap();
+        turn.lock().unwrap();
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let namespace = format!("ng-a-{}-{number}", std::process::id());
+        if let Err(reason) = ip(&["netns", "add", &namespace]) {
+            println!("skipped: no network namespace can be made here: {reason}");
+            assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "nothing may be skipped where CI=true");
+            return None;
+        }
+        let wire = Wire { namespace, _turn: turn };
+        // The kernel's own IPv6 packets would disturb the counts.
+        wire.enter(|| std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1")).ok();
+        let queues = queues.to_string();
+        let side = ["numrxqueues", &queues, "numtxqueues", &queues];
+        wire.ip(&[&["link", "add", TAP], &side[..], &["type", "veth", "peer", "name", SENDER], &side].concat());
+        wire.ip(&["link", "set", TAP, "up"]);
+        wire.ip(&["link", "set", SENDER, "up"]);
+        Some(wire)
+    }
+
+    fn ip(&self, arguments: &[&str]) -> String {
+        ip(&[&["-n", &self.namespace], arguments].concat()).unwrap()
+    }
+
+    /// What `ip -d link` says of the captured end.
+    fn tap(&self) -> String {
+        self.ip(&["-d", "link", "show", "dev", TAP])
+    }
+
+    /// Runs `work` on a thread inside the namespace, with a /sys that shows it.
+    fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                let namespace = File::open(format!("/run/netns/{}", self.namespace)).unwrap();
+                setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+                unshare(CloneFlags::CLONE_NEWNS).unwrap();
+                mount("none", "/", None, libc::MS_SLAVE | libc::MS_REC);
+                mount("sysfs", "/sys", Some(c"sysfs"), 0);
+                work()
+            });
+            thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+        })
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        ip(&["netns", "del", &self.namespace]).ok();
+    }
+}
+
+fn ip(arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new("ip").args(arguments).output().map_err(|error| error.to_string())?;
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
+}
+
+fn mount(source: &str, target: &str, kind: Option<&std::ffi::CStr>, flags: libc::c_ulong) {
+    let (source, target) = (std::ffi::CString::new(source).unwrap(), std::ffi::CString::new(target).unwrap());
+    let kind = kind.map_or(std::ptr::null(), std::ffi::CStr::as_ptr);
+    // SAFETY: all are strings that end in NUL, or null, and live to the end of the call.
+    let outcome = unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind, flags, std::ptr::null()) };
+    assert_eq!(outcome, 0, "mount {target:?}: {}", std::io::Error::last_os_error());
+}
+
+/// Sends whole frames out of the sending end.
+struct Sender(socket2::Socket);
+
+impl Sender {
+    fn new() -> Sender {
+        let socket = socket2::Socket::new(socket2::Domain::PACKET, socket2::Type::RAW, None).unwrap();
+        let index = interface_index(SENDER).unwrap();
+        // SAFETY: all zeroes are a value of this C structure of integers.
+        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_ifindex = index as i32;
+        // SAFETY: the pointer and length are those of a valid `sockaddr_ll`.
+        let outcome = unsafe {
+            libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as u32)
+        };
+        assert_eq!(outcome, 0);
+        Sender(socket)
+    }
+
+    fn send(&self, frame: &[u8]) {
+        assert_eq!(self.0.send(frame).unwrap(), frame.len());
+    }
+}
+
+/// A UDP packet of one flow of many, in either direction: 64 octets with the frame check sequence.
+fn frame(flow: u16, back: bool) -> Vec<u8> {
+    let (near, far) = ([10, 0, (flow >> 8) as u8, flow as u8], [192, 0, 2, 1]);
+    let (source, destination) = if back { (far, near) } else { (near, far) };
+    let (sport, dport) = if back { (443u16, 1024 + flow) } else { (1024 + flow, 443u16) };
+    let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x08, 0x00];
+    frame.extend([0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0, 0]);
+    frame.extend(source.into_iter().chain(destination));
+    frame.extend(sport.to_be_bytes().into_iter().chain(dport.to_be_bytes()).chain([0, 26, 0, 0]));
+    frame.resize(60, 0);
+    frame
+}
+
+fn key(frame: Frame<'_>) -> FlowKey {
+    decode(frame.link, frame.bytes, frame.wire_len).unwrap().key
+}
+
+/// Hands all frames of a source to `each` until the source ends; gives their number.
+fn drain(mut source: XdpSource, mut each: impl FnMut(Frame<'_>)) -> u64 {
+    let mut frames = 0;
+    loop {
+        let received = source.receive(64, Duration::from_millis(50), &mut each).unwrap();
+        frames += received.frames as u64;
+        if received.end {
+            return frames;
+        }
+    }
+}
+
+/// The equations of a capture that was detached and drained; `received` by worker.
+fn assert_balanced(capture: &XdpCapture, received: &[u64]) {
+    let meter = capture.meter();
+    let (counters, losses) = (meter.counters().unwrap(), meter.losses().unwrap());
+    assert_eq!(counters.seen, counters.redirected.iter().sum::<u64>() + counters.no_socket, "{counters:?}");
+    for (worker, loss) in losses.iter().enumerate() {
+        let accounted = received[worker] + loss.rx_dropped + loss.rx_ring_full;
+        assert_eq!(counters.redirected[worker], accounted, "worker {worker}: {counters:?} {received:?} {losses:?}");
+    }
+}
+
+fn options() -> XdpOptions {
+    XdpOptions { seed: SEED, ..XdpOptions::default() }
+}
+
+#[test]
+fn every_frame_arrives_at_the_worker_of_its_conversation() {
+    const FLOWS: u16 = 500;
+    for (queues, workers, force_generic) in
+        [(1, 1, false), (1, 2, false), (2, 1, false), (2, 2, false), (1, 2, true), (2, 3, true)]
+    {
+        let Some(wire) = Wire::new(queues) else { return };
+        wire.enter(|| {
+            let mut capture = XdpCapture::open(TAP, workers, &XdpOptions { force_generic, ..options() }).unwrap();
+            println!("{}", capture.startup_line());
+            assert_eq!(capture.queues(), queues);
+            let sources = capture.take_sources();
+            assert_eq!(sources.len(), workers);
+            let results: Vec<(u64, BTreeMap<FlowKey, u64>)> = thread::scope(|scope| {
+                let threads: Vec<_> = sources
+                    .into_iter()
+                    .map(|source| {
+                        scope.spawn(move || {
+                            let mut flows = BTreeMap::new();
+                            let frames = drain(source, |f| *flows.entry(key(f).canonical().0).or_insert(0) += 1);
+                            (frames, flows)
+                        })
+                    })
+                    .collect();
+                send_all(&capture, FLOWS);
+                capture.detach();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            let received: Vec<u64> = results.iter().map(|(frames, _)| *frames).collect();
+            assert_balanced(&capture, &received);
+            assert_eq!(received.iter().sum::<u64>(), 4 * u64::from(FLOWS), "{received:?}");
+            if !force_generic {
+                assert!((0..queues).all(|queue| xdp_packets(queue) > 0), "the traffic did not use every queue");
+            }
+            for (worker, (_, flows)) in results.iter().enumerate() {
+                for (key, frames) in flows {
+                    assert_eq!(*frames, 4, "the directions of {key:?} parted");
+                    assert_eq!(steer::worker(steer::hash(key, SEED), workers as u32) as usize, worker);
+                }
+            }
+        });
+    }
+}
+
+/// Packets that the veth's driver gave to XDP from one queue of the captured end.
+fn xdp_packets(queue: u32) -> u64 {
+    let statistics = Command::new("ethtool").args(["-S", TAP]).output().unwrap();
+    let statistics = String::from_utf8_lossy(&statistics.stdout).into_owned();
+    let name = format!("rx_queue_{queue}_xdp_packets:");
+    let value = statistics.lines().find_map(|line| line.trim().strip_prefix(&name)?.trim().parse().ok());
+    value.unwrap_or_else(|| panic!("no {name} in {statistics}"))
+}
+
+/// Two frames a flow in each direction; waits where the veth's own ring could overflow.
+fn send_all(capture: &XdpCapture, flows: u16) {
+    let (sender, meter) = (Sender::new(), capture.meter());
+    let mut sent = 0;
+    for round in 0..4 {
+        for flow in 0..flows {
+            sender.send(&frame(flow, round % 2 == 1));
+            sent += 1;
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while sent % 64 == 0 && meter.counters().unwrap().seen < sent {
+                assert!(Instant::now() < deadline, "{:?} of {sent}", meter.counters());
+                thread::yield_now();
+            }
+        }
+    }
+}
+
+#[test]
+fn an_overload_is_in_the_books() {
+    let Some(wire) = Wire::new(1) else { return };
+    wire.enter(|| {
+        let mut capture = XdpCapture::open(TAP, 2, &XdpOptions { ring_frames: 256, ..options() }).unwrap();
+        let sources = capture.take_sources();
+        let mut generator = Generator::load(&frame(0, false), 1000, interface_index(SENDER).unwrap()).unwrap();
+        let received: Vec<u64> = thread::scope(|scope| {
+            // One worker keeps up as it can, the other sleeps most of the time.
+            let threads: Vec<_> = sources
+                .into_iter()
+                .enumerate()
+                .map(|(worker, source)| {
+                    scope.spawn(move || {
+                        let mut frames = 0;
+                        drain(source, |_| {
+                            frames += 1;
+                            if worker == 1 && frames % 64 == 0 {
+                                thread::sleep(Duration::from_millis(2));
+                            }
+                        })
+                    })
+                })
+                .collect();
+            let made = generator.run(300_000).unwrap();
+            assert_eq!(made, 300_000);
+            capture.detach();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_balanced(&capture, &received);
+        let (counters, losses) = (capture.meter().counters().unwrap(), capture.meter().losses().unwrap());
+        println!("{counters:?} {received:?} {losses:?}");
+        assert_eq!(counters.seen, 300_000, "the veth itself lost frames");
+        assert!(losses[1].rx_ring_full > 0, "that was no overload: {losses:?}");
+        let books = capture.meter().books();
+        let drops: u64 = books.workers.iter().flat_map(|(_, drops)| drops).map(|(_, value)| value).sum();
+        assert_eq!(books.seen, received.iter().sum::<u64>() + drops);
+    });
+}
+
+#[test]
+fn a_load_of_ten_thousand_flows_is_received() {
+    let Some(wire) = Wire::new(1) else { return };
+    wire.enter(|| {
+        let mut capture = XdpCapture::open(TAP, 1, &options()).unwrap();
+        let source = capture.take_sources().remove(0);
+        let mut generator = Generator::load(&frame(0, false), 10_000, interface_index(SENDER).unwrap()).unwrap();
+        let (frames, flows, seconds) = thread::scope(|scope| {
+            let consumer = scope.spawn(|| {
+                let mut flows = BTreeMap::new();
+                let frames = drain(source, |frame| {
+                    // The source's address and port.
+                    let octets: [u8; 10] = frame.bytes[26..36].try_into().unwrap();
+                    *flows.entry(octets).or_insert(0u64) += 1;
+                });
+                (frames, flows)
+            });
+            let start = Instant::now();
+            generator.run(500_000).unwrap();
+            let seconds = start.elapsed().as_secs_f64();
+            capture.detach();
+            let (frames, flows) = consumer.join().unwrap();
+            (frames, flows, seconds)
+        });
+        assert_balanced(&capture, &[frames]);
+        println!("{frames} of 500000 received, {:.2} Mpps sent", 0.5 / seconds);
+        assert_eq!(flows.len(), 10_000);
+    });
+}
+
+#[test]
+fn packets_longer_than_a_frame_are_cut() {
+    let Some(wire) = Wire::new(1) else { return };
+    wire.ip(&["link", "set", SENDER, "mtu", "9000"]);
+    wire.ip(&["link", "set", TAP, "mtu", "9000"]);
+    wire.enter(|| {
+        let mut capture = XdpCapture::open(TAP, 2, &options()).unwrap();
+        // Drivers refuse native XDP with jumbo frames.
+        println!("{}", capture.startup_line());
+        let mut sources = capture.take_sources();
+        let mut long = frame(7, false);
+        long.resize(8014, 0);
+        long[16..18].copy_from_slice(&8000u16.to_be_bytes());
+        Sender::new().send(&long);
+        thread::sleep(Duration::from_millis(100));
+        capture.detach();
+        let mut seen = Vec::new();
+        let received: Vec<u64> = sources
+            .drain(..)
+            .map(|source| {
+                drain(source, |frame| {
+                    let observation = decode(frame.link, frame.bytes, frame.wire_len).unwrap();
+                    seen.push((frame.bytes.len(), observation.octets, observation.key.source_port));
+                })
+            })
+            .collect();
+        assert_eq!(seen, [(1792, 8000, 1031)]);
+        assert_balanced(&capture, &received);
+    });
+}
+
+#[test]
+fn frames_of_a_panicking_worker_are_not_lost() {
+    let Some(wire) = Wire::new(1) else { return };
+    wire.enter(|| {
+        let mut capture = XdpCapture::open(TAP, 1, &XdpOptions { ring_frames: 64, ..options() }).unwrap();
+        let mut source = capture.take_sources().remove(0);
+        let sender = Sender::new();
+        let mut received = 0u64;
+        // More frames than the UMEM has: each batch panics in its middle, and none may stay behind.
+        for _ in 0..40 {
+            (0..16).for_each(|flow| sender.send(&frame(flow, false)));
+            received += 16;
+            while capture.meter().counters().unwrap().seen < received {
+                thread::yield_now();
+            }
+            // The program counts a frame shortly before it is in the ring.
+            thread::sleep(Duration::from_millis(5));
+            let mut batch = 0;
+            let receive = || {
+                source.receive(16, Duration::from_secs(1), |_| {
+                    batch += 1;
+                    assert!(batch < 8, "on purpose");
+                })
+            };
+            assert!(catch_unwind(AssertUnwindSafe(receive)).is_err());
+        }
+        capture.detach();
+        received += drain(source, |_| {});
+        assert_eq!(received, 40 * 16);
+        assert_balanced(&capture, &[received]);
+        assert_eq!(capture.meter().losses().unwrap()[0].rx_dropped, 0);
+    });
+}
+
+#[test]
+fn a_source_that_is_dropped_gives_its_frames_to_the_others() {
+    let Some(wire) = Wire::new(1) else { return };
+    wire.enter(|| {
+        let mut capture = XdpCapture::open(TAP, 2, &XdpOptions { ring_frames: 64, ..options() }).unwrap();
+        let mut sources = capture.take_sources();
+        drop(sources.remove(0));
+        let source = sources.remove(0);
+        let mine = |flow: &u16| {
+            let frame = frame(*flow, false);
+            let key = decode(nagare_wire::packet::LinkType::Ethernet, &frame, 60).unwrap().key;
+            steer::worker(steer::hash(&key, SEED), 2) == 1
+        };
+        let flows: Vec<u16> = (0..1000).filter(mine).collect();
+        let ended = AtomicBool::new(false);
+        let received = thread::scope(|scope| {
+            let consumer = scope.spawn(|| drain(source, |_| {}));
+            let sender = Sender::new();
+            for flow in &flows {
+                sender.send(&frame(*flow, false));
+                thread::sleep(Duration::from_micros(50));
+            }
+            capture.detach();
+            ended.store(true, Ordering::Relaxed);
+            consumer.join().unwrap()
+        });
+        assert_eq!(received, flows.len() as u64, "{:?}", capture.meter().losses());
+    });
+}
+
+#[test]
+fn what_the_host_uses_is_refused() {
+    let Some(wire) = Wire::new(1) else { return };
+    let refused = |force| wire.enter(|| refuse_unless_dedicated(TAP, force).map_err(|error| error.to_string()));
+    assert_eq!(refused(false), Ok(()));
+    let with = |on: &[&str], off: &[&str], evidence: &str| {
+        wire.ip(on);
+        let message = refused(false).unwrap_err();
+        assert!(message.contains(evidence), "{message}");
+        for part in [TAP, "consumed", "--force"] {
+            assert!(message.contains(part), "{message}");
+        }
+        assert_eq!(refused(true), Ok(()));
+        wire.ip(off);
+        assert_eq!(refused(false), Ok(()), "{on:?}");
+    };
+    with(&["addr", "add", "192.0.2.9/24", "dev", TAP], &["addr", "flush", "dev", TAP], "192.0.2.9");
+    with(&["route", "add", "198.51.100.0/24", "dev", TAP], &["route", "flush", "dev", TAP], "198.51.100.0/24");
+    wire.ip(&["link", "add", "br0", "type", "bridge"]);
+    with(&["link", "set", TAP, "master", "br0"], &["link", "set", TAP, "nomaster"], "br0");
+    wire.enter(|| std::fs::write(format!("/proc/sys/net/ipv6/conf/{TAP}/disable_ipv6"), "0")).unwrap();
+    assert_eq!(refused(false), Ok(()), "a link-local address is no use of the host");
+    with(
+        &["addr", "add", "2001:db8::9/64", "dev", TAP],
+        &["addr", "flush", "dev", TAP, "scope", "global"],
+        "2001:db8::9",
+    );
+    with(
+        &["-6", "route", "add", "2001:db8:1::/48", "dev", TAP],
+        &["-6", "route", "del", "2001:db8:1::/48", "dev", TAP],
+        "2001:db8:1::/48",
+    );
+    wire.ip(&["link", "set", TAP, "down"]);
+    let message = refused(true).unwrap_err();
+    assert!(message.contains("ip link set tap0 up"), "{message}");
+}
+
+#[test]
+fn attaching_fails_in_words() {
+    let Some(wire) = Wire::new(1) else { return };
+    wire.enter(|| {
+        let first = XdpCapture::open(TAP, 1, &options()).unwrap();
+        let second = XdpCapture::open(TAP, 1, &options()).map(|_| ()).unwrap_err().to_string();
+        assert!(second.contains("another XDP program") && second.contains("xdp off"), "{second}");
+        drop(first);
+        let unknown = XdpCapture::open("nowhere0", 1, &options()).map(|_| ()).unwrap_err().to_string();
+        assert!(unknown.contains("nowhere0") && unknown.contains(TAP), "{unknown}");
+        for bad in [XdpOptions { ring_frames: 100, ..options() }, XdpOptions { frame_size: 1000, ..options() }] {
+            XdpCapture::open(TAP, 1, &bad).map(|_| ()).unwrap_err();
+        }
+        // The queue is busy for some milliseconds after each close; that must not show.
+        for _ in 0..5 {
+            drop(XdpCapture::open(TAP, 2, &options()).unwrap());
+        }
+    });
+    assert!(!wire.tap().contains("xdp"), "{}", wire.tap());
+}
+
+#[test]
+fn an_interface_that_disappears_ends_its_sources() {
+    let Some(wire) = Wire::new(1) else { return };
+    wire.enter(|| {
+        let mut capture = XdpCapture::open(TAP, 1, &options()).unwrap();
+        let mut source = capture.take_sources().remove(0);
+        wire.ip(&["link", "del", TAP]);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let error = loop {
+            match source.receive(64, Duration::from_millis(20), |_| {}) {
+                Ok(_) => assert!(Instant::now() < deadline, "nobody noticed"),
+                Err(error) => break error.to_string(),
+            }
+        };
+        assert!(error.contains("gone"), "{error}");
+    });
+}
+
+fn gro(wire: &Wire) -> bool {
+    wire.enter(|| {
+        let features = Command::new("ethtool").args(["-k", TAP]).output().unwrap();
+        String::from_utf8_lossy(&features.stdout).contains("generic-receive-offload: on")
+    })
+}
+
+#[test]
+fn the_interface_is_put_back() {
+    let Some(wire) = Wire::new(1) else { return };
+    wire.enter(|| Command::new("ethtool").args(["-K", TAP, "gro", "on"]).status()).unwrap();
+    assert!(gro(&wire));
+    assert!(wire.tap().contains("promiscuity 0"));
+    wire.enter(|| {
+        let held = XdpCapture::open(TAP, 1, &options()).unwrap();
+        let tap = wire.tap();
+        assert!(tap.contains("xdp") && tap.contains("promiscuity 1"), "{tap}");
+        drop(held);
+    });
+    let tap = wire.tap();
+    assert!(!tap.contains("xdp") && tap.contains("promiscuity 0"), "{tap}");
+    assert!(gro(&wire));
+}
+
+/// The test runs itself once more as the process that is killed.
+#[test]
+fn the_kernel_puts_the_interface_back_after_a_kill() {
+    const NAME: &str = "the_kernel_puts_the_interface_back_after_a_kill";
+    const VICTIM: &str = "NAGARE_TEST_XDP_VICTIM";
+    if std::env::var_os(VICTIM).is_some() {
+        let _held = XdpCapture::open(TAP, 1, &options()).unwrap();
+        println!("\nholding");
+        loop {
+            thread::park();
+        }
+    }
+    let Some(wire) = Wire::new(1) else { return };
+    let mut victim = Command::new("ip")
+        .args(["netns", "exec", &wire.namespace])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", NAME, "--nocapture"])
+        .env(VICTIM, "1")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = BufReader::new(victim.stdout.take().unwrap());
+    assert!(output.lines().map_while(Result::ok).any(|line| line == "holding"), "the victim did not start");
+    let tap = wire.tap();
+    assert!(tap.contains("xdp") && tap.contains("promiscuity 1"), "{tap}");
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+    let tap = wire.tap();
+    assert!(!tap.contains("xdp") && tap.contains("promiscuity 0"), "{tap}");
+}
