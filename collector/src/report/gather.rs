@@ -17,7 +17,7 @@ use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, Sca
 use datafusion::prelude::SessionContext;
 
 use super::ReportOptions;
-use super::buckets::{Direction, Samples};
+use super::buckets::{Direction, FLOW_MAX_MS, Samples, within};
 use super::ledger::{BookEntry, Ledger};
 use super::model::{Kind, Period, Quality, Ranked, ReportData, Session, SessionSums, Totals};
 use super::network::{Network, Side};
@@ -33,17 +33,6 @@ const AFTERMATH_MS: i64 = 5 * 60_000;
 /// Flows that arrive later than this after the period's end were not metered when they say so: a capture was replayed.
 const LATE_MS: i64 = 3_600_000;
 const DAY_MS: i64 = 86_400_000;
-
-/// Each flow with the sides of its ends, and its octets as the site sees them.
-const FLOWS: &str = "
-    WITH sided AS (SELECT *, side(src) AS source, side(dst) AS destination FROM flows),
-    f AS (SELECT *,
-        CASE WHEN source = 0 AND destination > 0 THEN octets WHEN source > 0 AND destination = 0 THEN rev_octets
-            ELSE CAST(0 AS BIGINT UNSIGNED) END AS octets_in,
-        CASE WHEN source > 0 AND destination = 0 THEN octets WHEN source = 0 AND destination > 0 THEN rev_octets
-            ELSE CAST(0 AS BIGINT UNSIGNED) END AS octets_out,
-        octets + rev_octets AS octets_all, packets + rev_packets AS packets_all
-        FROM sided)";
 
 /// Asks the store for everything in a report. `made_ms` is the time now.
 ///
@@ -84,18 +73,41 @@ struct Asked<'a> {
     local: &'a [Network],
 }
 
+/// Each flow that was there in the period, with the sides of its ends, and its octets in the period as the site sees them.
+/// A flow `began` in one period only.
+fn flows_of(period: Period) -> String {
+    let from_ms = period.from_ms;
+    let none = "CAST(0 AS BIGINT UNSIGNED)";
+    format!(
+        "WITH parts AS (SELECT src, dst, sport, dport, proto, vlan, end_reason, rev_packets, side(src) AS source,
+            side(dst) AS destination, within(octets, start_ms, end_ms) AS octets,
+            within(rev_octets, start_ms, end_ms) AS rev_octets,
+            within(packets + rev_packets, start_ms, end_ms) AS packets_all,
+            CASE WHEN start_ms >= {from_ms} THEN 1 ELSE 0 END AS began
+            FROM flows WHERE start_ms >= {from_ms} OR end_ms > {from_ms}),
+        f AS (SELECT *,
+            CASE WHEN source = 0 AND destination > 0 THEN octets WHEN source > 0 AND destination = 0 THEN rev_octets
+                ELSE {none} END AS octets_in,
+            CASE WHEN source > 0 AND destination = 0 THEN octets WHEN source = 0 AND destination > 0 THEN rev_octets
+                ELSE {none} END AS octets_out,
+            octets + rev_octets AS octets_all
+            FROM parts)"
+    )
+}
+
 /// What one pass over the period's flows gives.
 struct FlowsOverTime {
     samples: Samples,
     exporters: Presences,
     /// When the first and the last of them arrived.
     received: Option<Period>,
+    from_ms: i64,
 }
 
 impl FlowsOverTime {
     fn new(period: Period) -> FlowsOverTime {
         let samples = Samples::new(period.from_ms, period.to_ms);
-        FlowsOverTime { samples, exporters: Presences::new(period), received: None }
+        FlowsOverTime { samples, exporters: Presences::new(period), received: None, from_ms: period.from_ms }
     }
 
     fn take(&mut self, batch: &RecordBatch) -> Result<(), QueryError> {
@@ -110,6 +122,9 @@ impl FlowsOverTime {
             self.samples.add(forward, start_ms, end_ms, octets.value(row));
             self.samples.add(reverse, start_ms, end_ms, rev_octets.value(row));
             self.exporters.flow(exporters.value(row), start_ms, end_ms);
+            if start_ms < self.from_ms {
+                continue;
+            }
             let at = received.value(row);
             let known = self.received.unwrap_or(Period { from_ms: at, to_ms: at });
             self.received = Some(Period { from_ms: known.from_ms.min(at), to_ms: known.to_ms.max(at) });
@@ -119,9 +134,28 @@ impl FlowsOverTime {
 }
 
 impl Asked<'_> {
-    fn rows<T>(&self, period: Period, sql: &str, row: impl Fn(&Columns, usize) -> T) -> Result<Vec<T>, QueryError> {
-        self.engine.snapshot(Some(self.site), period.from_ms, period.to_ms, |context| {
+    /// A query over the tables of a time; `side` and `within` are functions in it.
+    fn ask<T>(
+        &self,
+        period: Period,
+        look_back_ms: i64,
+        read: impl Fn(&SessionContext) -> Result<T, QueryError>,
+    ) -> Result<T, QueryError> {
+        self.engine.snapshot(Some(self.site), period.from_ms - look_back_ms, period.to_ms, |context| {
             context.register_udf(ScalarUDF::from(SideOf::new(self.local)));
+            context.register_udf(ScalarUDF::from(Within::new(period)));
+            read(context)
+        })
+    }
+
+    fn rows<T>(
+        &self,
+        period: Period,
+        look_back_ms: i64,
+        sql: &str,
+        row: impl Fn(&Columns, usize) -> T,
+    ) -> Result<Vec<T>, QueryError> {
+        self.ask(period, look_back_ms, |context| {
             let mut rows = Vec::new();
             self.engine.stream(context, sql, |batch| {
                 let columns = Columns::new(&batch)?;
@@ -133,12 +167,13 @@ impl Asked<'_> {
     }
 
     fn totals(&self, period: Period) -> Result<Totals, QueryError> {
+        let flows = flows_of(period);
         let sql = format!(
-            "{FLOWS} SELECT source > 0 AS source, destination > 0 AS destination, sum(octets) AS octets,
-                sum(rev_octets) AS rev_octets, sum(packets_all) AS packets, count(*) AS flows
+            "{flows} SELECT source > 0 AS source, destination > 0 AS destination, sum(octets) AS octets,
+                sum(rev_octets) AS rev_octets, sum(packets_all) AS packets, sum(began) AS flows
             FROM f GROUP BY 1, 2"
         );
-        let rows = self.rows(period, &sql, |columns, row| {
+        let rows = self.rows(period, FLOW_MAX_MS, &sql, |columns, row| {
             let ends = Direction::of_flow(columns.truth("source", row), columns.truth("destination", row));
             (ends, ["octets", "rev_octets", "packets", "flows"].map(|name| columns.number(name, row)))
         })?;
@@ -162,12 +197,13 @@ impl Asked<'_> {
         top: usize,
         key: impl Fn(&Columns, usize) -> Key,
     ) -> Result<Vec<Ranked<Key>>, QueryError> {
+        let flows = flows_of(period);
         let sql = format!(
-            "{FLOWS} SELECT {keys}, sum(octets_in) AS octets_in, sum(octets_out) AS octets_out, sum(octets_all) AS octets,
-                sum(packets_all) AS packets, count(*) AS flows
+            "{flows} SELECT {keys}, sum(octets_in) AS octets_in, sum(octets_out) AS octets_out, sum(octets_all) AS octets,
+                sum(packets_all) AS packets, sum(began) AS flows
             FROM {from} GROUP BY {keys} ORDER BY octets DESC, {keys} LIMIT {top}"
         );
-        self.rows(period, &sql, |columns, row| Ranked {
+        self.rows(period, FLOW_MAX_MS, &sql, |columns, row| Ranked {
             key: key(columns, row),
             octets_in: columns.number("octets_in", row),
             octets_out: columns.number("octets_out", row),
@@ -183,9 +219,9 @@ impl Asked<'_> {
             if side == Side::Local { ("octets_in", "octets_out") } else { ("octets_out", "octets_in") };
         let side = side as u8;
         let from = format!(
-            "(SELECT src AS host, octets AS {sent}, rev_octets AS {received}, octets_all, packets_all
+            "(SELECT src AS host, octets AS {sent}, rev_octets AS {received}, octets_all, packets_all, began
                 FROM f WHERE source = {side}
-            UNION ALL SELECT dst AS host, rev_octets AS {sent}, octets AS {received}, octets_all, packets_all
+            UNION ALL SELECT dst AS host, rev_octets AS {sent}, octets AS {received}, octets_all, packets_all, began
                 FROM f WHERE destination = {side} AND src <> dst)"
         );
         self.ranked(period, &from, "host", top, |columns, row| columns.text("host", row))
@@ -197,7 +233,7 @@ impl Asked<'_> {
         let from = format!(
             "(SELECT CASE WHEN {swapped} THEN dst ELSE src END AS a, CASE WHEN {swapped} THEN src ELSE dst END AS b,
                 CASE WHEN {swapped} THEN octets ELSE rev_octets END AS octets_in,
-                CASE WHEN {swapped} THEN rev_octets ELSE octets END AS octets_out, octets_all, packets_all FROM f)"
+                CASE WHEN {swapped} THEN rev_octets ELSE octets END AS octets_out, octets_all, packets_all, began FROM f)"
         );
         self.ranked(period, &from, "a, b", top, |columns, row| (columns.text("a", row), columns.text("b", row)))
     }
@@ -224,7 +260,7 @@ impl Asked<'_> {
 
     fn end_reasons(&self, period: Period) -> Result<Vec<Ranked<u8>>, QueryError> {
         // Reasons that have no name are one row: there can be no more than a byte's worth, and the report shows six.
-        let from = "(SELECT octets_in, octets_out, octets_all, packets_all,
+        let from = "(SELECT octets_in, octets_out, octets_all, packets_all, began,
             CASE WHEN end_reason BETWEEN 1 AND 5 THEN end_reason ELSE 0 END AS reason FROM f)";
         let mut rows = self.ranked(period, from, "reason", 6, |columns, row| columns.number("reason", row) as u8)?;
         rows.sort_by_key(|row| std::cmp::Reverse(row.flows));
@@ -234,11 +270,11 @@ impl Asked<'_> {
     /// One pass over the flows, batch by batch.
     fn flows_over_time(&self, period: Period) -> Result<FlowsOverTime, QueryError> {
         let sql = format!(
-            "{FLOWS} SELECT start_ms, end_ms, octets, rev_octets, source > 0 AS source,
-            destination > 0 AS destination, exporter, received_ms FROM f"
+            "SELECT start_ms, end_ms, octets, rev_octets, side(src) > 0 AS source, side(dst) > 0 AS destination, exporter,
+                received_ms FROM flows WHERE start_ms >= {from_ms} OR end_ms > {from_ms}",
+            from_ms = period.from_ms
         );
-        self.engine.snapshot(Some(self.site), period.from_ms, period.to_ms, |context| {
-            context.register_udf(ScalarUDF::from(SideOf::new(self.local)));
+        self.ask(period, FLOW_MAX_MS, |context| {
             let mut flows = FlowsOverTime::new(period);
             self.engine.stream(context, &sql, |batch| flows.take(&batch))?;
             Ok(flows)
@@ -303,9 +339,8 @@ impl Asked<'_> {
                 max(CASE WHEN event = 'end' THEN note ELSE '' END) AS note
             FROM sessions GROUP BY exporter, transport, start_ms HAVING max(time_ms) >= {from_ms})"
         );
-        let window = Period { from_ms: from_ms - LOOK_BACK_MS, ..window };
         let latest = format!("{rows} SELECT * FROM s ORDER BY start_ms DESC, exporter LIMIT {top}");
-        let sessions = self.rows(window, &latest, |columns, row| Session {
+        let sessions = self.rows(window, LOOK_BACK_MS, &latest, |columns, row| Session {
             exporter: columns.text("exporter", row),
             transport: columns.text("transport", row),
             start_ms: columns.time("start_ms", row),
@@ -322,7 +357,7 @@ impl Asked<'_> {
             "{rows} SELECT exporter, count(*) AS sessions, sum(records) AS records, sum(gaps) AS gaps, sum(lost) AS lost
             FROM s GROUP BY exporter"
         );
-        let by_exporter = self.rows(window, &sums, |columns, row| {
+        let by_exporter = self.rows(window, LOOK_BACK_MS, &sums, |columns, row| {
             let [sessions, records, gaps, lost] =
                 ["sessions", "records", "gaps", "lost"].map(|name| columns.number(name, row));
             (columns.text("exporter", row), SessionSums { sessions, records, gaps, lost })
@@ -476,5 +511,42 @@ impl ScalarUDFImpl for SideOf {
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue, DataFusionError> {
         let arrays = ColumnarValue::values_to_arrays(&args.args)?;
         Ok(ColumnarValue::Array(self.sides(&arrays[0])?))
+    }
+}
+
+/// The SQL function `within(count, start_ms, end_ms)`: the part of a flow's count that falls into the period.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Within {
+    signature: Signature,
+    period: (i64, i64),
+}
+
+impl Within {
+    fn new(period: Period) -> Within {
+        let arguments = vec![DataType::UInt64, DataType::Int64, DataType::Int64];
+        Within { signature: Signature::exact(arguments, Volatility::Immutable), period: (period.from_ms, period.to_ms) }
+    }
+}
+
+impl ScalarUDFImpl for Within {
+    fn name(&self) -> &str {
+        "within"
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, _: &[DataType]) -> Result<DataType, DataFusionError> {
+        Ok(DataType::UInt64)
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue, DataFusionError> {
+        let arrays = ColumnarValue::values_to_arrays(&args.args)?;
+        let counts = arrays[0].as_primitive::<UInt64Type>().values();
+        let [starts, ends] = [&arrays[1], &arrays[2]].map(|times| times.as_primitive::<Int64Type>().values());
+        let parts =
+            counts.iter().zip(starts).zip(ends).map(|((count, start), end)| within(*count, *start, *end, self.period));
+        Ok(ColumnarValue::Array(Arc::new(UInt64Array::from_iter_values(parts))))
     }
 }

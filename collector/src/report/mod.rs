@@ -175,3 +175,6 @@ fn write_whole(path: &Path, content: &[u8]) -> Result<(), ReportError> {
         failed(error)
     })
 }
+
+#[cfg(test)]
+mod tests;

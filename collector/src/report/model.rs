@@ -40,7 +40,7 @@ pub struct ReportData {
     pub site: String,
     /// The customer's display name.
     pub customer: Option<String>,
-    /// The period: flows that start in it are in the report, with all their octets.
+    /// The period: a flow counts where it began, its octets where they fall.
     pub period: Period,
     /// The time zone of every time shown.
     pub tz: TimeZone,
@@ -77,7 +77,7 @@ pub struct ReportData {
 /// Sums over a period.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Flow records.
+    /// Flow records that began in it.
     pub flows: u64,
     /// Packets, both directions.
     pub packets: u64,
@@ -105,7 +105,7 @@ pub struct Ranked<Key> {
     pub octets: u64,
     /// Packets.
     pub packets: u64,
-    /// Flow records.
+    /// Flow records that began in the period.
     pub flows: u64,
 }
 

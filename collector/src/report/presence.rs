@@ -42,13 +42,14 @@ impl Presences {
         Presences { period, step_ms, exporters: BTreeMap::new(), omitted: BTreeSet::new() }
     }
 
-    /// Notes a flow of the period that lasted from `start_ms` to `end_ms`.
+    /// Notes a flow that lasted from `start_ms` to `end_ms`; it is counted where it began in the period.
     pub fn flow(&mut self, exporter: &str, start_ms: i64, end_ms: i64) {
         let last_ms = self.period.to_ms - 1;
+        let began = self.period.contains(start_ms);
         let start_ms = start_ms.clamp(self.period.from_ms, last_ms);
         let (first, last) = (self.index(start_ms), self.index(end_ms.clamp(start_ms, last_ms)));
         if let Some(presence) = self.presence(exporter) {
-            presence.flows += 1;
+            presence.flows += u64::from(began);
             presence.steps[first..=last].fill(true);
             presence.see(start_ms, end_ms.clamp(start_ms, last_ms));
         }
@@ -169,7 +170,7 @@ mod tests {
         presences.flow("a", 30 * MINUTE_MS, 0);
         let exporter = &presences.finish(HOUR_MS, |_| (Some(4), 1))[0];
         assert!(exporter.gaps.is_empty() && exporter.heard.iter().all(|heard| *heard));
-        assert_eq!((exporter.flows, exporter.exported, exporter.lost), (3, Some(4), 1));
+        assert_eq!((exporter.flows, exporter.exported, exporter.lost), (2, Some(4), 1));
     }
 
     #[test]
