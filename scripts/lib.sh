@@ -55,13 +55,15 @@ as_root() {
 
 # as_user COMMAND...: as the user who started the script, also where that went through sudo. Finds the user's own cargo.
 as_user() {
-    local user=${SUDO_USER:-root} home
+    local user=${SUDO_USER:-root} home environment
     if ((EUID != 0)) || [[ $user == root ]]; then
         PATH="$HOME/.cargo/bin:$PATH" "$@"
         return
     fi
     home=$(getent passwd "$user" | cut -d: -f6)
-    sudo -u "$user" -H -- env "PATH=$home/.cargo/bin:$PATH" "TERM=${TERM:-dumb}" "CARGO_TARGET_DIR=$TARGET" "$@"
+    environment=("PATH=$home/.cargo/bin:$PATH" "TERM=${TERM:-dumb}" "CARGO_TARGET_DIR=$TARGET")
+    [[ -z ${RUSTUP_TOOLCHAIN:-} ]] || environment+=("RUSTUP_TOOLCHAIN=$RUSTUP_TOOLCHAIN")
+    sudo -u "$user" -H -- env "${environment[@]}" "$@"
 }
 
 # need_packages PACKAGE...: installs those of Debian's packages that are missing.
@@ -113,17 +115,19 @@ cargo_is_new_enough() {
 need_rust() {
     if cargo_is_new_enough; then return; fi
     if ! as_user sh -c 'command -v rustup' >/dev/null; then
-        if apt-cache show rustup >/dev/null 2>&1; then need_packages rustup; else
+        if apt-cache policy rustup 2>/dev/null | grep -q 'Candidate: [^(]'; then need_packages rustup; else
             need_packages curl ca-certificates
-            say "installing rustup (Rust's own installer)"
+            say "installing rustup, Rust's own installer, into ~/.cargo and ~/.rustup"
             as_user sh -c 'curl --proto "=https" --tlsv1.2 -sSf https://sh.rustup.rs |
                 sh -s -- -y --profile minimal --no-modify-path --default-toolchain none' >&2
         fi
     fi
     say "installing Rust for $(as_user id -un)"
     as_user rustup toolchain install stable --profile minimal --component rustfmt --component clippy >&2
-    as_user rustup default stable >&2
-    cargo_is_new_enough || die "Rust $(rust_version) or newer is needed: rustup update stable"
+    as_user rustup default >/dev/null 2>&1 || as_user rustup default stable >&2
+    # A default that is older stays the user's default.
+    cargo_is_new_enough || export RUSTUP_TOOLCHAIN=stable
+    cargo_is_new_enough || die "Rust $(rust_version) or newer is needed, and rustup's stable is older"
 }
 
 # build PROGRAM...: release builds of nagare-probe, nagare-collector, as the user; installs what building needs.
