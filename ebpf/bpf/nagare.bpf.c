@@ -213,7 +213,11 @@ static __always_inline void pass_extension_headers(struct cursor *cursor, struct
 		flow->upper.protocol = header->next;
 		if (flow->fragment == LATER)
 			return;
-		cursor->left = more < cursor->left ? cursor->left - more : 0;
+		if (more >= cursor->left) {
+			cursor->left = 0;
+			return;
+		}
+		cursor->left -= more;
 		cursor->at += more;
 	}
 }
@@ -259,8 +263,9 @@ static __always_inline int is_vlan(__u16 type)
 	       type == bpf_htons(ETH_P_QINQ2);
 }
 
-/* Fills `flow`; 0 where the frame holds no IP packet that this program reads. */
-static __always_inline int parse(struct xdp_md *ctx, struct flow *flow)
+/* Where the IP header begins and, above bit 16, its EtherType (host order); 0 where the frame ends before. It is a function of its
+ * own, not inlined, so that the verifier follows what comes after once, and not once for each number of tags. */
+__noinline __u32 find_network_header(struct xdp_md *ctx)
 {
 	struct cursor cursor = { (void *)(long)ctx->data, (void *)(long)ctx->data_end, 0xffff };
 	struct ethhdr *ethernet = take(&cursor, sizeof(*ethernet));
@@ -280,9 +285,19 @@ static __always_inline int parse(struct xdp_md *ctx, struct flow *flow)
 			return 0;
 		type = tag->type;
 	}
-	if (type == bpf_htons(ETH_P_IP))
+	return (__u32)bpf_ntohs(type) << 16 | (sizeof(*ethernet) + i * sizeof(*tag));
+}
+
+/* Fills `flow`; 0 where the frame holds no IP packet that this program reads. */
+static __always_inline int parse(struct xdp_md *ctx, struct flow *flow)
+{
+	__u32 header = find_network_header(ctx);
+	__u32 offset = header & 0xff;
+	struct cursor cursor = { (void *)(long)ctx->data + offset, (void *)(long)ctx->data_end, 0xffff };
+
+	if (header >> 16 == ETH_P_IP)
 		return parse_ipv4(&cursor, flow);
-	if (type == bpf_htons(ETH_P_IPV6))
+	if (header >> 16 == ETH_P_IPV6)
 		return parse_ipv6(&cursor, flow);
 	return 0;
 }

@@ -148,6 +148,11 @@ impl Program {
         self.program().fd().map_err(|error| Error::new("finding the XDP program", error))
     }
 
+    /// Instructions that the verifier went through, where the kernel tells (Linux 5.16 and newer). It gives up at a million.
+    pub fn verified_instructions(&self) -> Option<u32> {
+        self.program().info().ok()?.verified_instruction_count()
+    }
+
     fn program(&self) -> &Xdp {
         let program = self.ebpf.program("nagare_steer").expect("the embedded object has this program");
         program.try_into().expect("it is an XDP program")

@@ -198,6 +198,16 @@ fn without_a_socket_the_drop_is_counted() {
 }
 
 #[test]
+fn the_verifier_has_room() {
+    let Some(bench) = Bench::new() else { return };
+    let Some(verified) = bench.program.verified_instructions() else {
+        return println!("skipped: this kernel does not tell what its verifier did");
+    };
+    // Verifiers differ from kernel to kernel by small factors.
+    assert!(verified < 200_000, "{verified} of a million");
+}
+
+#[test]
 fn out_of_range_is_refused() {
     let Some(mut bench) = Bench::new() else { return };
     let socket = Socket::new(Domain::from(libc::AF_XDP), Type::RAW, None).unwrap();
