@@ -49,8 +49,19 @@ impl Traffic {
 /// An office's traffic: so many conversations of local hosts with servers, both IP versions, the usual protocols, VLANs,
 /// fragments, extension headers, and some frames that are no IP. The same seed gives the same traffic.
 pub fn office(seed: u64, conversations: usize) -> Traffic {
+    interleave(seed, conversations, ends)
+}
+
+/// The same without VLAN tags. A packet socket spreads tagged frames over an interface's queues by their length, and frames
+/// of different queues overtake each other, as those of one conversation never do on a wire.
+pub fn untagged_office(seed: u64, conversations: usize) -> Traffic {
+    interleave(seed, conversations, |number, rng| FlowKey { vlan: 0, ..ends(number, rng) })
+}
+
+fn interleave(seed: u64, conversations: usize, ends: impl Fn(usize, &mut Rng) -> FlowKey) -> Traffic {
     let mut rng = Rng::with_seed(seed);
-    let mut scripts: Vec<Vec<Step>> = (0..conversations).map(|n| script(n, &mut rng)).collect();
+    let mut script = |number| script(ends(number, &mut rng), &mut rng);
+    let mut scripts: Vec<Vec<Step>> = (0..conversations).map(&mut script).collect();
     let mut traffic = Traffic::default();
     // Conversations overlap as on a wire, about thirty at a time; each keeps its own order.
     let mut open: Vec<std::vec::IntoIter<Step>> = Vec::new();
@@ -100,8 +111,7 @@ impl Traffic {
 }
 
 /// The packets of one conversation.
-fn script(number: usize, rng: &mut Rng) -> Vec<Step> {
-    let key = ends(number, rng);
+fn script(key: FlowKey, rng: &mut Rng) -> Vec<Step> {
     let mut steps = Vec::new();
     let extension = key.source.is_ipv6() && rng.u32(..4) == 0;
     let mut step = |back: bool, tcp_flags: u8, payload: usize| {
