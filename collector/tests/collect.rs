@@ -593,6 +593,40 @@ fn what_is_under_way_at_the_end_is_taken() {
     assert!(remains.log.contains("ended after 20003 records"), "{}", remains.log);
 }
 
+/// What strangers can make the collector hold is bounded, and what goes for it is counted.
+#[test]
+fn half_open_connections_and_udp_sessions_are_bounded() {
+    use nagare_collector::listener::{HANDSHAKES_MAX, UDP_SESSIONS_MAX};
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (pki, options) = pki(dir.path(), &["tokyo"]);
+    let collector = Collector::start(dir.path(), &["tls", "udp"], &texts(&options));
+    let mut silent: Vec<TcpStream> = (0..HANDSHAKES_MAX + 3).map(|_| collector.tcp("tls")).collect();
+    collector.logged("too many handshakes at once");
+    silent[0].read_to_end(&mut Vec::new()).expect("closed in order");
+    // A probe that means it still gets in.
+    let mut probe = secure(collector.tcp("tls"), &pki, pair(&pki, "tokyo"));
+    probe.write_all(&messages(0..1, 1).concat()).expect("sent");
+    collector.logged("client certificate of tokyo");
+
+    let sessions = UDP_SESSIONS_MAX + 100; // Some may get the port of an earlier one.
+    for index in 0..sessions {
+        collector.udp().send(&messages(0..1, 1)[0]).expect("sent");
+        if index % 20 == 0 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+    collector.logged("too many UDP sessions");
+    collector.logged("no handshake within 10s");
+    drop(silent);
+    let remains = collector.stop();
+    let refused = |term| remains.book("connections", term);
+    assert_eq!(refused("refuse.half_open_max"), 4);
+    assert_eq!(refused("refuse.half_open_max") + refused("refuse.handshake_timeout"), HANDSHAKES_MAX as u64 + 3);
+    let ended = sql(&remains.dir, "SELECT count(*) FROM sessions WHERE event = 'start' AND transport = 'udp'");
+    let begun: u64 = ended[0].parse().expect("a number");
+    assert_eq!(remains.figure("sessions_udp_evicted"), begun - UDP_SESSIONS_MAX as u64);
+}
+
 #[test]
 fn what_cannot_be_served_is_said() {
     let dir = tempfile::tempdir().expect("a temporary directory");
