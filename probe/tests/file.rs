@@ -311,7 +311,7 @@ fn broken_files_say_what_is_wrong_and_where() {
         assert!(expected.iter().all(|part| message.contains(part)), "{name}: {message}");
     }
     let missing = FileCapture::open("no/such/file.pcap", 1, FileOptions::default()).err().expect("it is not there");
-    assert!(missing.to_string().contains("no/such/file.pcap: cannot be opened"), "{missing}");
+    assert!(missing.to_string().contains("no/such/file.pcap cannot be opened"), "{missing}");
 }
 
 /// Packets and octets of each flow, as a worker sees them.

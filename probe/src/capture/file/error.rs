@@ -58,7 +58,7 @@ pub struct FileError {
 
 impl fmt::Display for FileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.file, self.fault)?;
+        write!(f, "{} {}", self.file, self.fault)?;
         if matches!(self.fault, Fault::Open(_) | Fault::Empty | Fault::NotACapture { .. } | Fault::LinkType(_)) {
             return Ok(());
         }
@@ -92,7 +92,7 @@ impl fmt::Display for Fault {
                 write!(f, "is cut short: its compressed data has no end ({error})")
             }
             Fault::Read(error) => write!(f, "cannot be read further: {error}"),
-            Fault::ReaderPanicked => write!(f, "its reader panicked: please report this"),
+            Fault::ReaderPanicked => write!(f, "cannot be read: its reader panicked, which is a defect of the probe"),
         }
     }
 }
