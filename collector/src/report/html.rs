@@ -129,9 +129,11 @@ fn traffic(out: &mut String, data: &ReportData, t: &Texts) {
     let step = t.duration(chart.edges[1] - chart.edges[0]);
     let note = if chart.steps() < data.samples.len() { t.traffic_note_long } else { t.traffic_note };
     let note = fill(note, &[("step", &step), ("sample", sample)]);
-    let [_, _, internal, transit] = data.totals.octets;
+    let [octets_in, octets_out, internal, transit] = data.totals.octets;
     let _ = write!(out, r#"<section><h2>{}</h2><p class="note">{note}</p><div class="scroll">"#, t.traffic);
-    out.push_str(&chart::traffic(&data.samples, &chart, data.period, &data.tz, t));
+    if octets_in.saturating_add(octets_out) > 0 {
+        out.push_str(&chart::traffic(&data.samples, &chart, data.period, &data.tz, t));
+    }
     if internal > 0 {
         out.push_str(&chart::small(&chart, Direction::Internal, "internal", t.internal, data.period, &data.tz, t));
     }
@@ -158,7 +160,11 @@ fn rates(out: &mut String, data: &ReportData, t: &Texts, sample: &str) {
         (Direction::In, "in", t.direction_in),
         (Direction::Out, "out", t.direction_out),
         (Direction::Internal, "internal", t.internal),
+        (Direction::Transit, "internal", t.transit),
     ] {
+        if direction == Direction::Transit && data.totals.octets[direction as usize] == 0 {
+            continue;
+        }
         let samples = &data.samples;
         let (peak, peak_rate) = samples.peak(direction);
         let at = if peak_rate > 0.0 { t.date_time(&zoned(samples.bounds(peak).0, &data.tz)) } else { "–".to_owned() };

@@ -1,6 +1,6 @@
 //! The customer's report: one HTML file, and a CSV file for every table in it.
 //!
-//! [`gather`] asks the store, [`model`] is what a report holds, [`html`] and [`csv`] write it down.
+//! [`gather`] asks the store, `model` is what a report holds, `html` and `csv` write it down.
 
 #![forbid(unsafe_code)]
 
@@ -123,7 +123,18 @@ impl From<QueryError> for ReportError {
 /// The options make no sense, the store cannot be read, or a file cannot be written.
 pub fn write_report(engine: &Engine, options: &ReportOptions) -> Result<ReportSummary, ReportError> {
     check(options)?;
-    let data = gather(engine, options, Timestamp::now().as_millisecond())?;
+    let now_ms = Timestamp::now().as_millisecond();
+    // What is not over yet is no part of an average.
+    let to_ms = if options.from_ms < now_ms { options.to_ms.min(now_ms) } else { options.to_ms };
+    let options = &ReportOptions { to_ms, ..options.clone() };
+    let data = gather(engine, options, now_ms)?;
+    let [octets_in, octets_out, _, transit] = data.totals.octets;
+    if transit > octets_in.saturating_add(octets_out) {
+        let site = &options.site;
+        log::warn!(
+            "site {site}: most octets are between addresses outside its local networks: name them (local = [...])"
+        );
+    }
     let csv = match &options.csv {
         Some(dir) => csv::write_all(dir, &data)?,
         None => Vec::new(),
