@@ -517,6 +517,9 @@ impl Port {
 
     /// Gives frames back to the kernel unless another worker is just doing so: then they wait for the next time.
     fn give_back(&mut self) -> io::Result<()> {
+        if self.held.is_empty() {
+            return Ok(());
+        }
         let mut rings = match self.queue.fill.try_lock() {
             Ok(rings) => rings,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -554,10 +557,10 @@ impl XdpSource {
         self.first = (self.first + 1) % self.ports.len();
         let (later, sooner) = self.ports.split_at_mut(self.first);
         for port in sooner.iter_mut().chain(later) {
+            // What the last round could not give back, because another worker was just doing so or the closure panicked.
+            port.give_back()?;
             frames += port.take(budget - frames, now_ns, each);
-            if !port.held.is_empty() {
-                port.give_back()?;
-            }
+            port.give_back()?;
         }
         Ok(frames)
     }
