@@ -13,6 +13,9 @@ TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
 # libelf and zlib for libbpf, llvm, m4 and pkg-config for libxdp's configure, the kernel's and libbpf's headers.
 BUILD_PACKAGES=(gcc libc6-dev make clang llvm libelf-dev zlib1g-dev m4 pkg-config linux-libc-dev libbpf-dev)
 
+# What the tests are judged by, and what their laboratories take.
+TEST_PACKAGES=(tshark nfdump softflowd tcpreplay ethtool iproute2 procps systemd chromium python3 python3-venv jq)
+
 if [[ -t 2 && -z ${NO_COLOR:-} && ${TERM:-dumb} != dumb ]]; then
     BOLD=$'\e[1m' GREEN=$'\e[32m' YELLOW=$'\e[33m' RED=$'\e[31m' PLAIN=$'\e[0m'
 else
@@ -86,6 +89,7 @@ package_of() {
         nfcapd | nfdump) echo nfdump ;;
         unshare | nsenter | setpriv) echo util-linux ;;
         systemd-analyze | systemctl) echo systemd ;;
+        sysctl | pgrep) echo procps ;;
         cc) echo gcc ;;
         *) echo "$1" ;;
     esac
@@ -130,12 +134,18 @@ need_rust() {
     cargo_is_new_enough || die "Rust $(rust_version) or newer is needed, and rustup's stable is older"
 }
 
-# build PROGRAM...: release builds of nagare-probe, nagare-collector, as the user; installs what building needs.
-build() {
-    local packages=() program
+# build_needs: what building takes, where it is missing.
+build_needs() {
     need_packages "${BUILD_PACKAGES[@]}"
     need_rust
-    for program in "$@"; do packages+=(-p "$program"); done
-    say "building $* (the first time takes some minutes)"
+}
+
+# build [PROGRAM...]: release builds as the user; of the whole workspace where no program is named. One selection of packages
+# has one set of features: whoever builds the collector builds the workspace, so that its store's engine is built once.
+build() {
+    local packages=(--workspace)
+    build_needs
+    [[ "$*" != nagare-probe ]] || packages=(-p nagare-probe)
+    say "building (the first time takes about 15 minutes on 2 cores, most of it for the collector's store; the probe alone 3)"
     (cd "$ROOT" && as_user cargo build --release --locked "${packages[@]}") >&2
 }

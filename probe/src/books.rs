@@ -71,12 +71,14 @@ impl ProbeBooks {
     pub fn terms(&self, when: When) -> Vec<Book> {
         let mut books = Vec::new();
         for (index, equation) in self.packets(when).into_iter().enumerate() {
-            if index == 0 {
-                let unsteered: Vec<_> = equation.terms.into_iter().filter(|(name, _)| is_named(name)).collect();
-                let sum = unsteered.iter().map(|(_, value)| value).sum();
-                push(&mut books, Process::Metering, 0, ("wire".into(), sum), unsteered);
-            } else {
+            if index > 0 {
                 push(&mut books, Process::Metering, index as u32, equation.total, equation.terms);
+                continue;
+            }
+            let unsteered: Vec<_> = equation.terms.into_iter().filter(|(name, _)| is_named(name)).collect();
+            let sum = unsteered.iter().map(|(_, value)| value).sum();
+            if sum > 0 {
+                push(&mut books, Process::Metering, 0, ("wire".into(), sum), unsteered);
             }
         }
         let flows = self.flows(when);
@@ -183,9 +185,9 @@ fn in_flight(equation: &mut Equation, most: u64, ended: bool) {
     equation.terms.push(("in_flight".into(), if ended { 0 } else { difference as u64 }));
 }
 
-/// Books as records; terms that were never counted are left out, but for the one that the total is compared with.
+/// Books as records. Drops and ignores that were never counted are left out; what is on its way is always told, as it may
+/// have been more before.
 fn push(books: &mut Vec<Book>, process: Process, process_id: u32, total: (String, u64), terms: Vec<(String, u64)>) {
-    let terms =
-        terms.into_iter().enumerate().filter(|(index, (_, value))| *index == 0 || *value > 0).map(|(_, term)| term);
-    books.extend(std::iter::once(total).chain(terms).map(|(name, value)| Book { process, process_id, name, value }));
+    let told = terms.into_iter().filter(|(name, value)| *value > 0 || !is_named(name));
+    books.extend(std::iter::once(total).chain(told).map(|(name, value)| Book { process, process_id, name, value }));
 }

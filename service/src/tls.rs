@@ -14,7 +14,7 @@ use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::server::NoServerSessionStorage;
+use rustls::server::ServerSessionMemoryCache;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::fmt;
 use std::os::unix::fs::PermissionsExt;
@@ -33,6 +33,9 @@ impl fmt::Display for TlsError {
 }
 
 impl std::error::Error for TlsError {}
+
+/// TLS sessions that a collector keeps for probes that come back, at most.
+const SESSIONS_KEPT: usize = 4096;
 
 /// How a probe verifies its collector, and what it presents.
 #[derive(Clone, Debug, Default)]
@@ -144,8 +147,9 @@ pub fn server_config(tls: &ServerTls) -> Result<Arc<ServerConfig>, TlsError> {
     let identity = Identity::load(&tls.cert, &tls.key)?;
     let refuse = |error| unusable(&tls.cert, &tls.key, &error);
     let mut config = builder.with_single_cert(identity.chain, identity.key).map_err(refuse)?;
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
+    config.session_storage = ServerSessionMemoryCache::new(SESSIONS_KEPT);
+    // In TLS 1.3 a probe takes the handshake for done before its certificate was looked at; the ticket tells it that it is in.
+    config.send_tls13_tickets = 1;
     Ok(Arc::new(config))
 }
 

@@ -62,17 +62,21 @@ fn check_dates(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Er
     Ok(())
 }
 
-/// webpki says of a self-signed CA only that it is no end entity; what matters is that nobody whom we trust signed it.
-fn self_signed(certificate: &CertificateDer<'_>, error: Error) -> Error {
-    let is_ca_complaint = match &error {
-        Error::InvalidCertificate(CertificateError::Other(inner)) => {
-            matches!(inner.0.downcast_ref::<webpki::Error>(), Some(webpki::Error::CaUsedAsEndEntity))
-        }
-        _ => false,
+/// Nobody whom we trust signed the certificate, although webpki words it otherwise: of a self-signed CA it says that it is no
+/// end entity, and of a CA that bears a trusted one's name, but has another key, that the signature is bad.
+fn unknown_issuer(certificate: &CertificateDer<'_>, error: Error) -> Error {
+    let is_ca_complaint = |inner: &rustls::OtherError| {
+        matches!(inner.0.downcast_ref::<webpki::Error>(), Some(webpki::Error::CaUsedAsEndEntity))
     };
     let is_own_issuer =
         || parse(certificate).is_some_and(|parsed| parsed.issuer().as_raw() == parsed.subject().as_raw());
-    if is_ca_complaint && is_own_issuer() { CertificateError::UnknownIssuer.into() } else { error }
+    match &error {
+        Error::InvalidCertificate(CertificateError::BadSignature) => CertificateError::UnknownIssuer.into(),
+        Error::InvalidCertificate(CertificateError::Other(inner)) if is_ca_complaint(inner) && is_own_issuer() => {
+            CertificateError::UnknownIssuer.into()
+        }
+        _ => error,
+    }
 }
 
 /// The certificate must carry the name that was asked for: in a subjectAltName, or, where it has no subjectAltName at all, a DNS
@@ -173,7 +177,7 @@ impl ServerCertVerifier for ServerVerifier {
         } else {
             let (roots, all) = (&self.trust.roots, self.algorithms.all);
             verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, all)
-                .map_err(|error| self_signed(end_entity, error))?;
+                .map_err(|error| unknown_issuer(end_entity, error))?;
         }
         check_name(end_entity, &parsed, server_name)?;
         Ok(ServerCertVerified::assertion())
@@ -277,7 +281,7 @@ impl ClientCertVerifier for ClientVerifier {
             return Ok(ClientCertVerified::assertion());
         }
         let chains = self.chains.as_ref().ok_or(CertificateError::UnknownIssuer)?;
-        chains.verify_client_cert(end_entity, intermediates, now).map_err(|error| self_signed(end_entity, error))
+        chains.verify_client_cert(end_entity, intermediates, now).map_err(|error| unknown_issuer(end_entity, error))
     }
 
     fn verify_tls12_signature(
