@@ -376,8 +376,8 @@ impl Asked<'_> {
     fn books(&self, window: Period, exporters: &mut Presences) -> Result<Ledger, QueryError> {
         let totals = [Kind::Metering, Kind::Exporting].map(|kind| format!("'{}'", kind.total())).join(", ");
         let sql = format!(
-            "SELECT exporter, domain, process, process_id, name, time_ms, value FROM books
-            ORDER BY time_ms, CASE WHEN name IN ({totals}, 'init_time_ms') THEN 0 ELSE 1 END"
+            "SELECT exporter, domain, process, process_id, name, time_ms, value FROM books ORDER BY time_ms,
+                CASE WHEN name = 'init_time_ms' THEN 0 WHEN name IN ({totals}) THEN 1 ELSE 2 END, value"
         );
         let mut ledger = Ledger::new(window.from_ms);
         let mut from_ms = window.from_ms - LOOK_BACK_MS;

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use super::model::{Kind, Process, Statistics};
 
 /// Processes that one report follows at most: what an exporter reports must not decide over the report's memory.
-pub const ACCOUNTS_MAX: usize = 1024;
+pub const ACCOUNTS_MAX: usize = 4096;
 /// Terms that one process may report at most.
 pub const TERMS_MAX: usize = 256;
 
@@ -44,9 +44,8 @@ enum Of {
 
 impl Of {
     fn from_name(name: &str) -> Option<Of> {
-        [Of::Process(Kind::Metering), Of::Process(Kind::Exporting), Of::Statistics]
-            .into_iter()
-            .find(|of| of.name() == name)
+        let all = [Of::Process(Kind::Metering), Of::Process(Kind::Exporting), Of::Statistics];
+        all.into_iter().find(|of| of.name() == name)
     }
 
     fn name(self) -> &'static str {
@@ -56,32 +55,40 @@ impl Of {
         }
     }
 
-    /// The term whose change tells that the process began anew.
-    fn begins_anew(self, name: &str, before: u64, now: u64) -> bool {
-        match self {
-            Of::Process(kind) => name == kind.total() && now < before,
-            Of::Statistics => name == INIT_TIME && now != before,
-        }
+    fn is_total(self, name: &str) -> bool {
+        matches!(self, Of::Process(kind) if kind.total() == name)
     }
 }
 
+/// Exporter, Observation Domain, process, its identifier.
 type Key = (String, u32, Of, u32);
 
-#[derive(Default)]
+/// One process, in one run as far as the exporter tells when it began.
+#[derive(Clone, Default)]
 struct Account {
-    /// Values of the run that goes on, as last reported.
+    /// Values as last reported.
     run: BTreeMap<String, u64>,
-    /// Values of that run before the period.
+    /// Values before the period.
     base: BTreeMap<String, u64>,
-    /// What finished runs contributed to the period.
+    /// What runs that ended contributed to the period.
     closed: BTreeMap<String, u64>,
     opening: u64,
     restarts: u32,
+    /// The last report in the period.
     last_ms: Option<i64>,
 }
 
 impl Account {
-    fn enter(&mut self, entry: &BookEntry<'_>, in_period: bool) {
+    fn enter(&mut self, of: Of, entry: &BookEntry<'_>, in_period: bool) {
+        if of.is_total(entry.name) {
+            if self.run.get(entry.name).is_some_and(|before| entry.value < *before) {
+                self.restarts += u32::from(in_period);
+                self.close_run(in_period);
+            }
+            // The total heads a report. What is in flight and not in the report any more is in flight no more.
+            self.run.retain(|name, _| !is_stock(name));
+            self.base.retain(|name, _| in_period || !is_stock(name));
+        }
         if !self.run.contains_key(entry.name) && self.run.len() >= TERMS_MAX {
             return;
         }
@@ -93,87 +100,107 @@ impl Account {
         }
     }
 
-    /// Books the run that ended. One that ended before the period has nothing to do with it.
+    /// Books the run. One that ended before the period has nothing to do with it.
     fn close_run(&mut self, in_period: bool) {
-        let run = std::mem::take(&mut self.run);
-        let base = std::mem::take(&mut self.base);
-        if !in_period || run.is_empty() {
+        let (run, base) = (std::mem::take(&mut self.run), std::mem::take(&mut self.base));
+        if !in_period {
             return;
         }
+        let stocks = base.iter().filter(|(name, _)| is_stock(name)).map(|(_, value)| *value);
+        self.opening = stocks.fold(self.opening, u64::saturating_add);
         for (name, value) in run {
-            let before = base.get(&name).copied().unwrap_or(0);
-            let stock = is_stock(&name);
-            if stock {
-                self.opening = self.opening.saturating_add(before);
-            }
-            let sum = self.closed.entry(name).or_default();
-            *sum = sum.saturating_add(if stock { value } else { value.saturating_sub(before) });
+            let before = if is_stock(&name) { 0 } else { base.get(&name).copied().unwrap_or(0) };
+            add(&mut self.closed, name, value.saturating_sub(before));
         }
     }
 
-    fn begin_anew(&mut self, in_period: bool) {
-        self.restarts += u32::from(in_period && !self.run.is_empty());
-        self.close_run(in_period);
+    /// Adds what the same process did in a later run.
+    fn append(&mut self, later: Account) {
+        later.closed.into_iter().for_each(|(name, value)| add(&mut self.closed, name, value));
+        self.opening = self.opening.saturating_add(later.opening);
+        self.restarts += 1 + later.restarts;
+        self.last_ms = self.last_ms.max(later.last_ms);
     }
+}
+
+fn add(sums: &mut BTreeMap<String, u64>, name: String, value: u64) {
+    let sum = sums.entry(name).or_default();
+    *sum = sum.saturating_add(value);
 }
 
 /// Whether a term says how much there is now, and not how much there was since the beginning.
 fn is_stock(name: &str) -> bool {
-    ["in_flight", "spooled", "queued"]
-        .iter()
-        .any(|stock| name.strip_prefix(stock).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+    ["in_flight", "spooled", "queued"].contains(&name.split('.').next().unwrap_or(name))
 }
 
 /// Takes book entries in the order of their times and says at the end what the period's books are.
 pub struct Ledger {
     from_ms: i64,
-    accounts: BTreeMap<Key, Account>,
+    /// By process and by the beginning of its run, 0 where it does not tell: two appliances behind one address stay apart.
+    accounts: BTreeMap<(Key, u64), Account>,
+    /// When the run began that an exporter's Observation Domain reported last.
+    begun: BTreeMap<(String, u32), u64>,
 }
 
 impl Ledger {
     /// A ledger for the period that begins at `from_ms`; entries from before it give the values to begin with.
     pub fn new(from_ms: i64) -> Ledger {
-        Ledger { from_ms, accounts: BTreeMap::new() }
+        Ledger { from_ms, accounts: BTreeMap::new(), begun: BTreeMap::new() }
     }
 
-    /// Enters one row. Of rows with equal times the total (or `init_time_ms`) must come first, since it tells of restarts.
+    /// Enters one row. Of rows with equal times `init_time_ms` comes first and then the totals, since they tell of new runs.
     pub fn enter(&mut self, entry: &BookEntry<'_>) {
         let Some(of) = Of::from_name(entry.process) else { return };
-        let in_period = entry.time_ms >= self.from_ms;
-        let key = (entry.exporter.to_owned(), entry.domain, of, entry.id);
-        if !self.accounts.contains_key(&key) && self.accounts.len() >= ACCOUNTS_MAX {
+        let source = (entry.exporter.to_owned(), entry.domain);
+        if of == Of::Statistics && entry.name == INIT_TIME {
+            if self.begun.len() < ACCOUNTS_MAX || self.begun.contains_key(&source) {
+                self.begun.insert(source, entry.value);
+            }
             return;
         }
-        let account = self.accounts.entry(key).or_default();
-        let before = account.run.get(entry.name).copied();
-        if before.is_some_and(|before| of.begins_anew(entry.name, before, entry.value)) {
-            account.begin_anew(in_period);
+        let begun = self.begun.get(&source).copied().unwrap_or(0);
+        let key = ((source.0, entry.domain, of, entry.id), begun);
+        if self.accounts.len() < ACCOUNTS_MAX || self.accounts.contains_key(&key) {
+            self.accounts.entry(key).or_default().enter(of, entry, entry.time_ms >= self.from_ms);
         }
-        account.enter(entry, in_period);
     }
 
     /// The books and statistics of every process that was heard from in the period.
     pub fn finish(self) -> (Vec<Process>, Vec<Statistics>) {
-        let (mut processes, mut statistics) = (Vec::new(), Vec::new());
-        for ((exporter, domain, of, id), mut account) in self.accounts {
-            let Some(last_ms) = account.last_ms else { continue };
-            let started_ms = account.run.remove(INIT_TIME).and_then(|time| i64::try_from(time).ok());
+        let mut processes: BTreeMap<Key, (Account, u64)> = BTreeMap::new();
+        for ((key, begun), mut account) in self.accounts {
+            if account.last_ms.is_none() {
+                continue;
+            }
             account.close_run(true);
-            account.closed.remove(INIT_TIME);
-            let Account { mut closed, opening, restarts, .. } = account;
+            match processes.get_mut(&key) {
+                Some((earlier, last_begun)) => {
+                    earlier.append(account);
+                    *last_begun = begun;
+                }
+                None => {
+                    processes.insert(key, (account, begun));
+                }
+            }
+        }
+        let (mut books, mut statistics) = (Vec::new(), Vec::new());
+        for ((exporter, domain, of, id), (account, begun)) in processes {
+            let Account { mut closed, opening, restarts, last_ms, .. } = account;
+            let last_ms = last_ms.unwrap_or(self.from_ms);
             match of {
                 Of::Process(kind) => {
                     let total = closed.remove(kind.total());
                     let terms = closed.into_iter().collect();
-                    processes.push(Process { exporter, domain, kind, id, restarts, last_ms, total, opening, terms });
+                    books.push(Process { exporter, domain, kind, id, restarts, last_ms, total, opening, terms });
                 }
                 Of::Statistics => {
+                    let started_ms = i64::try_from(begun).ok().filter(|begun| *begun > 0);
                     let counters = closed.into_iter().collect();
                     statistics.push(Statistics { exporter, domain, id, started_ms, last_ms, counters });
                 }
             }
         }
-        (processes, statistics)
+        (books, statistics)
     }
 }
 
@@ -246,6 +273,37 @@ mod tests {
             book(&[(-1, "wire", 10)], "metering").0.is_empty(),
             "a process that was silent in the period has no books"
         );
+    }
+
+    #[test]
+    fn what_a_report_leaves_out_is_no_longer_in_flight() {
+        let rows =
+            [(1, "ended", 10), (1, "delivered", 0), (1, "in_flight", 10), (2, "ended", 10), (2, "delivered", 10)];
+        assert!(book(&rows, "exporting").0[0].balanced());
+        let before = rows.map(|(time, name, value)| (time - 2, name, value));
+        assert_eq!(book(&before, "exporting").0[0].opening, 10);
+        let before = rows.map(|(time, name, value)| (time - 3, name, value));
+        let (processes, _) = book(&[&before[..], &[(1, "ended", 10), (1, "delivered", 10)]].concat(), "exporting");
+        assert_eq!((processes[0].opening, processes[0].balanced()), (0, true));
+    }
+
+    #[test]
+    fn runs_are_told_apart_by_their_beginning() {
+        // A run that counts more than the one before it; and two appliances behind one address, by turns.
+        for runs in [vec![(5, 10), (6, 30)], vec![(5, 10), (6, 1), (5, 12), (6, 9), (5, 12)]] {
+            let mut ledger = Ledger::new(0);
+            for (time_ms, (begun, wire)) in (1..).zip(&runs) {
+                for (process, name, value) in
+                    [("statistics", INIT_TIME, *begun), ("metering", "wire", *wire), ("metering", "metered", *wire)]
+                {
+                    ledger.enter(&BookEntry { exporter: "a", domain: 1, process, id: 7, name, time_ms, value });
+                }
+            }
+            let (processes, _) = ledger.finish();
+            let last = |begun| runs.iter().rev().find(|run| run.0 == begun).map_or(0, |run| run.1);
+            assert_eq!(processes[0].total, Some(last(5) + last(6)));
+            assert!(processes[0].balanced() && processes[0].restarts == 1);
+        }
     }
 
     #[test]

@@ -205,7 +205,9 @@ fn books(out: &mut String, quality: &Quality, t: &Texts) {
         t.books_note,
         &[(t.exporter, ""), (t.process, ""), (t.total, "n"), ("", ""), (t.restarts, "n wide"), ("", "n")],
     );
-    for process in &quality.processes {
+    // A process that never had anything to do says nothing; the CSV holds it.
+    let idle = |process: &&Process| process.total == Some(0) && process.opening == 0 && process.sum("") == 0;
+    for process in quality.processes.iter().filter(|process| !idle(process)) {
         let kind = if process.kind == Kind::Metering { t.metering } else { t.exporting };
         let (mark, word) = match process.total {
             None => (Mark::Look, t.incomplete),
