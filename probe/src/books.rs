@@ -155,6 +155,7 @@ impl ProbeBooks {
         let export = &self.export;
         figures.push(("delivered_packets".into(), export.delivered.get().packets));
         figures.push(("delivered_octets".into(), export.delivered.get().octets));
+        figures.push(("flows_buffered".into(), export.held.get()));
         figures.push(("sessions".into(), export.sessions.get()));
         figures.push(("ipfix_messages".into(), export.messages.get()));
         figures.push(("ipfix_octets".into(), export.octets.get()));

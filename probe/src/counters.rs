@@ -114,7 +114,7 @@ pub struct ExportCounters {
     pub send_failed: TallyCounter,
     /// Left when the probe ended and the collector could not be reached.
     pub undelivered: TallyCounter,
-    /// Flow records in the buffer, or sent and not yet acknowledged.
+    /// Flow records in the buffer.
     pub held: Counter,
     /// IPFIX Messages sent.
     pub messages: Counter,

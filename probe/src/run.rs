@@ -58,7 +58,8 @@ fn run_file(plan: &Plan, path: &str, stop: &Stop) -> Result<Outcome, Box<dyn Err
             vec![("ignore.link_type".to_string(), file.ignore_link_type), ("drop.stopped".to_string(), file.stopped)];
         CaptureBooks { seen: file.packets, unsteered, workers, figures: Vec::new() }
     };
-    let probe = Probe { plan, label: path.to_string(), meters, capture: Box::new(books), memory: Vec::new() };
+    let memory = vec![("capture file chunks".to_string(), FileCapture::memory_bytes() as u64)];
+    let probe = Probe { plan, label: path.to_string(), meters, capture: Box::new(books), memory };
     let mut outcome = probe.run(sources, stop, true, || ())?;
     match capture.outcome() {
         Ok(summary) => log::info!("{path}: {} packets read", summary.packets),

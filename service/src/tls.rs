@@ -14,7 +14,7 @@ use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::server::ServerSessionMemoryCache;
+use rustls::server::StoresServerSessions;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::fmt;
 use std::os::unix::fs::PermissionsExt;
@@ -33,9 +33,6 @@ impl fmt::Display for TlsError {
 }
 
 impl std::error::Error for TlsError {}
-
-/// TLS sessions that a collector keeps for probes that come back, at most.
-const SESSIONS_KEPT: usize = 4096;
 
 /// How a probe verifies its collector, and what it presents.
 #[derive(Clone, Debug, Default)]
@@ -147,10 +144,32 @@ pub fn server_config(tls: &ServerTls) -> Result<Arc<ServerConfig>, TlsError> {
     let identity = Identity::load(&tls.cert, &tls.key)?;
     let refuse = |error| unusable(&tls.cert, &tls.key, &error);
     let mut config = builder.with_single_cert(identity.chain, identity.key).map_err(refuse)?;
-    config.session_storage = ServerSessionMemoryCache::new(SESSIONS_KEPT);
-    // In TLS 1.3 a probe takes the handshake for done before its certificate was looked at; the ticket tells it that it is in.
+    config.session_storage = Arc::new(Forgetful);
     config.send_tls13_tickets = 1;
     Ok(Arc::new(config))
+}
+
+/// Tickets are sent, and never honoured. In TLS 1.3 a probe takes the handshake for done before its certificate was looked at:
+/// the ticket tells it that it is in. A session resumed by it would outlive the certificate that it was admitted by.
+#[derive(Debug)]
+struct Forgetful;
+
+impl StoresServerSessions for Forgetful {
+    fn put(&self, _: Vec<u8>, _: Vec<u8>) -> bool {
+        true
+    }
+
+    fn get(&self, _: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn take(&self, _: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn can_cache(&self) -> bool {
+        true
+    }
 }
 
 fn algorithms(provider: &CryptoProvider) -> rustls::crypto::WebPkiSupportedAlgorithms {

@@ -8,7 +8,9 @@ mod message;
 mod session;
 
 pub use message::{FieldSpecifier, MESSAGE_MAX, Malformed, MessageHeader, TemplateRecord, frame};
-pub use session::{DataRecord, Received, TEMPLATE_FIELDS_MAX, TEMPLATES_MAX, TransportSession};
+pub use session::{
+    DataRecord, Received, TEMPLATE_FIELDS_MAX, TEMPLATE_FIELDS_MAX_DATAGRAM, TEMPLATES_MAX, TransportSession,
+};
 
 /// What carries the Messages; Templates live by its rules (RFC 7011, 8.1 and 8.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

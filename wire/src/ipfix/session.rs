@@ -12,8 +12,11 @@ use std::sync::Arc;
 
 /// Templates that one session may hold, over all its Observation Domains.
 pub const TEMPLATES_MAX: usize = 4096;
-/// Fields that the Templates of one session may hold together: 64 times the largest Template of RFC 5471, 3.5.3.
-pub const TEMPLATE_FIELDS_MAX: usize = 1 << 20;
+/// Fields that the Templates of one session may hold together: four times the largest Template of RFC 5471, 3.5.3. With 8
+/// octets a field a session costs half a megabyte at most.
+pub const TEMPLATE_FIELDS_MAX: usize = 1 << 16;
+/// The same over UDP, where any address costs a session.
+pub const TEMPLATE_FIELDS_MAX_DATAGRAM: usize = 1 << 14;
 /// Observation Domains whose sequence is followed in one session; records of further ones are read all the same.
 const DOMAINS_MAX: usize = 4096;
 /// A jump of more records than this is a restart, not a loss (RFC 7011, 11.6: no jump is followed blindly).
@@ -157,6 +160,13 @@ impl TransportSession {
         }
     }
 
+    fn template_fields_max(&self) -> usize {
+        match self.transport {
+            Transport::Datagram => TEMPLATE_FIELDS_MAX_DATAGRAM,
+            Transport::Stream | Transport::File => TEMPLATE_FIELDS_MAX,
+        }
+    }
+
     fn define(&mut self, domain: u32, record: TemplateRecord, received: &mut Received) {
         let key = (domain, record.id);
         let old = self.templates.get(&key);
@@ -167,7 +177,7 @@ impl TransportSession {
         let one_more = usize::from(old.is_none());
         if record.record_length_min() == 0
             || self.templates.len() + one_more > TEMPLATES_MAX
-            || held + record.fields.len() > TEMPLATE_FIELDS_MAX
+            || held + record.fields.len() > self.template_fields_max()
         {
             received.template_refusals += 1;
             return received.note(format!("Template {} refused: too many, or its records have no length", record.id));
