@@ -90,6 +90,7 @@ package_of() {
         unshare | nsenter | setpriv) echo util-linux ;;
         systemd-analyze | systemctl) echo systemd ;;
         sysctl | pgrep) echo procps ;;
+        column) echo bsdextrautils ;;
         cc) echo gcc ;;
         *) echo "$1" ;;
     esac

@@ -19,6 +19,12 @@ pub struct Sent {
     pub too_long: u64,
 }
 
+/// When, of the whole time, a part of all frames is sent: the rate goes up and down three times.
+fn waves(part: f64) -> f64 {
+    const TURN: f64 = 3.0 * std::f64::consts::TAU;
+    part + 0.8 * (part * TURN).sin() / TURN
+}
+
 impl Sender {
     /// Opens it. Needs CAP_NET_RAW.
     ///
@@ -42,7 +48,7 @@ impl Sender {
         Ok(Sender(socket))
     }
 
-    /// Sends frames, evenly over `over`; waits where the interface is busy.
+    /// Sends frames over `over`, in three waves; waits where the interface is busy.
     ///
     /// # Errors
     /// The interface's, but for frames that are too long: those are counted.
@@ -50,7 +56,7 @@ impl Sender {
         let start = Instant::now();
         let mut sent = Sent::default();
         for (number, frame) in frames.iter().enumerate() {
-            let due = over.mul_f64(number as f64 / frames.len() as f64);
+            let due = over.mul_f64(waves(number as f64 / frames.len() as f64));
             if let Some(early) = due.checked_sub(start.elapsed())
                 && early > Duration::from_millis(1)
             {

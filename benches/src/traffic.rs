@@ -171,7 +171,9 @@ fn ends(number: usize, rng: &mut Rng) -> FlowKey {
         (GRE, 0),
     ];
     let (protocol, port) = SERVICES[rng.usize(..SERVICES.len())];
-    let (host, server) = (rng.u8(10..60), rng.u8(1..40));
+    // A few hosts and servers have most of the traffic, as everywhere.
+    let skewed = |rng: &mut Rng, first: u8, count: f32| first + (rng.f32().powi(3) * count) as u8;
+    let (host, server) = (skewed(rng, 10, 50.0), skewed(rng, 1, 40.0));
     let v6 = rng.u32(..4) == 0;
     let (source, destination): (IpAddr, IpAddr) = if v6 {
         let host = Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, number as u16, u16::from(host));
