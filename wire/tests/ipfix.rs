@@ -288,6 +288,16 @@ fn a_session_holds_a_bounded_number_of_templates() {
     }
     assert_eq!(session.templates(), nagare_wire::ipfix::TEMPLATES_MAX);
     assert_eq!(refusals as usize, 65_536 - 256 - nagare_wire::ipfix::TEMPLATES_MAX);
-    let empty = message(1, 0, &[(2, &template(256, &[(82, 0)]))]);
-    assert_eq!(TransportSession::new(Transport::Stream).receive(&empty, |_, _| ()).unwrap().template_refusals, 1);
+}
+
+#[test]
+fn the_fields_of_a_message_are_no_more_than_its_octets() {
+    // One octet a record and 16,000 fields to look at in each: the Message would take seconds.
+    let many = [&[(4, 1)][..], &[(82, 0); 15_999]].concat();
+    let cases = [(&[(82, 0)][..], 0), (&[(4, 1), (82, 0)], 0), (&many, 0), (&[(1, 4), (82, 0)], 250)];
+    for (fields, records) in cases {
+        let bytes = message(1, 0, &[(2, &template(256, fields)), (256, &[0; 1000])]);
+        let received = TransportSession::new(Transport::Datagram).receive(&bytes, |_, _| ()).unwrap();
+        assert_eq!((received.records, received.template_refusals), (records, u64::from(records == 0)));
+    }
 }

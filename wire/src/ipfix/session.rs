@@ -60,7 +60,7 @@ pub struct Received {
     pub lost: u64,
     /// Data Sets passed over because their Template is not known; how many records they held cannot be told.
     pub sets_without_template: u64,
-    /// Template Records refused because the session holds too many.
+    /// Template Records refused because the session holds too many, or because they have more fields than octets.
     pub template_refusals: u64,
     /// What a log should say: withdrawals of unknown Templates, redefinitions, refusals, jumps.
     pub notes: Vec<String>,
@@ -175,12 +175,13 @@ impl TransportSession {
         }
         let held = self.template_fields - old.map_or(0, |old| old.fields.len());
         let one_more = usize::from(old.is_none());
-        if record.record_length_min() == 0
+        // Fields of no octets cost time in every record and Message octets in none: on the whole a field has one at least.
+        if record.record_length_min() < record.fields.len()
             || self.templates.len() + one_more > TEMPLATES_MAX
             || held + record.fields.len() > self.template_fields_max()
         {
             received.template_refusals += 1;
-            return received.note(format!("Template {} refused: too many, or its records have no length", record.id));
+            return received.note(format!("Template {} refused: too many, or more fields than octets", record.id));
         }
         if old.is_some() && self.transport == Transport::Stream {
             received.note(format!("Template {} defined anew without a withdrawal", record.id));
