@@ -209,6 +209,7 @@ fn foreign_templates_are_understood() {
 fn templates_live_by_the_rules_of_their_transport() {
     let v4 = template(256, &ADDRESSES);
     let longer = template(256, &[(8, 4), (12, 4), (7, 2)]);
+    let options = [1, 0, 0, 2, 0, 1, 0, 8, 0, 4, 0, 12, 0, 4];
     let (withdrawal, all) = ([1, 0, 0, 0], [0, 2, 0, 0]);
     let record: &[u8] = &[10, 0, 0, 1, 10, 0, 0, 2];
     // (what, transport, Messages before as domain and Sets, records that a Data Set of 256 in domain 1 then gives)
@@ -220,6 +221,10 @@ fn templates_live_by_the_rules_of_their_transport() {
         ("withdrawn", Transport::Stream, vec![(1, 2, &v4), (1, 2, &withdrawal)], 0),
         ("all withdrawn", Transport::Stream, vec![(1, 2, &v4), (1, 2, &all)], 0),
         ("withdrawn in another domain", Transport::Stream, vec![(1, 2, &v4), (2, 2, &withdrawal)], 1),
+        ("all withdrawn in another domain", Transport::Stream, vec![(1, 2, &v4), (2, 2, &all)], 1),
+        ("all Options Templates withdrawn", Transport::Stream, vec![(1, 3, &options), (1, 3, &[0, 3, 0, 0])], 0),
+        ("options stay", Transport::Stream, vec![(1, 3, &options), (1, 2, &all)], 1),
+        ("once options, withdrawn", Transport::Stream, vec![(1, 3, &options), (1, 2, &v4), (1, 2, &withdrawal)], 0),
         ("withdrawn over UDP", Transport::Datagram, vec![(1, 2, &v4), (1, 2, &withdrawal)], 1),
         ("replaced, 8 octets are padding", Transport::Stream, vec![(1, 2, &v4), (1, 2, &longer)], 0),
     ];

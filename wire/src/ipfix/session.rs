@@ -7,7 +7,7 @@ use super::message::{
     FIRST_DATA_SET, FieldSpecifier, Malformed, MessageHeader, OPTIONS_TEMPLATE_SET, Set, TEMPLATE_SET, TemplateRecord,
     sets,
 };
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// Templates that one session may hold, over all its Observation Domains.
@@ -27,7 +27,8 @@ const NOTES_MAX: usize = 8;
 /// One session with one Exporter. Templates of one session are never used in another (RFC 7011, 8).
 pub struct TransportSession {
     transport: Transport,
-    templates: HashMap<(u32, u16), Arc<TemplateRecord>>,
+    /// By Observation Domain, whether it is an Options Template, and ID: what one withdrawal of all takes lies together.
+    templates: BTreeMap<(u32, bool, u16), Arc<TemplateRecord>>,
     template_fields: usize,
     domains: HashMap<u32, Domain>,
 }
@@ -96,7 +97,7 @@ impl<'a> DataRecord<'a> {
 impl TransportSession {
     /// A session without Templates.
     pub fn new(transport: Transport) -> TransportSession {
-        TransportSession { transport, templates: HashMap::new(), template_fields: 0, domains: HashMap::new() }
+        TransportSession { transport, templates: BTreeMap::new(), template_fields: 0, domains: HashMap::new() }
     }
 
     /// Templates held.
@@ -150,14 +151,25 @@ impl TransportSession {
             return received.note(format!("Template withdrawal {} over UDP ignored", record.id));
         }
         if record.id < FIRST_DATA_SET {
+            // Its cost is that of the definitions which it undoes, however often it is repeated.
             let options = set == OPTIONS_TEMPLATE_SET;
-            self.templates.retain(|(of, _), template| *of != domain || (template.scopes > 0) != options);
-            self.template_fields = self.templates.values().map(|template| template.fields.len()).sum();
-        } else if let Some(old) = self.templates.remove(&(domain, record.id)) {
-            self.template_fields -= old.fields.len();
-        } else {
+            let all = self.templates.range((domain, options, 0)..=(domain, options, u16::MAX));
+            for key in all.map(|(key, _)| *key).collect::<Vec<_>>() {
+                self.remove(key);
+            }
+        } else if !self.remove((domain, false, record.id)) && !self.remove((domain, true, record.id)) {
             received.note(format!("withdrawal of the unknown Template {} ignored", record.id));
         }
+    }
+
+    fn template(&self, domain: u32, id: u16) -> Option<&Arc<TemplateRecord>> {
+        [false, true].iter().find_map(|options| self.templates.get(&(domain, *options, id)))
+    }
+
+    fn remove(&mut self, key: (u32, bool, u16)) -> bool {
+        let removed = self.templates.remove(&key);
+        self.template_fields -= removed.as_ref().map_or(0, |template| template.fields.len());
+        removed.is_some()
     }
 
     fn template_fields_max(&self) -> usize {
@@ -168,8 +180,7 @@ impl TransportSession {
     }
 
     fn define(&mut self, domain: u32, record: TemplateRecord, received: &mut Received) {
-        let key = (domain, record.id);
-        let old = self.templates.get(&key);
+        let old = self.template(domain, record.id);
         if old.is_some_and(|old| **old == record) {
             return;
         }
@@ -186,8 +197,11 @@ impl TransportSession {
         if old.is_some() && self.transport == Transport::Stream {
             received.note(format!("Template {} defined anew without a withdrawal", record.id));
         }
-        self.template_fields = held + record.fields.len();
-        self.templates.insert(key, Arc::new(record));
+        for options in [false, true] {
+            self.remove((domain, options, record.id));
+        }
+        self.template_fields += record.fields.len();
+        self.templates.insert((domain, record.scopes > 0, record.id), Arc::new(record));
     }
 
     fn data_set(
@@ -197,7 +211,7 @@ impl TransportSession {
         each: &mut impl FnMut(&MessageHeader, DataRecord<'_>),
     ) -> Result<(), Malformed> {
         let header = received.header;
-        let Some(template) = self.templates.get(&(header.domain, set.id)).cloned() else {
+        let Some(template) = self.template(header.domain, set.id).cloned() else {
             received.sets_without_template += 1;
             return Ok(());
         };
