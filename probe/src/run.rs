@@ -178,7 +178,7 @@ fn open_output(plan: &Plan) -> Result<(Output, Option<Scheme>), Box<dyn Error>> 
                 SessionOptions { endpoint: endpoint.clone(), tls: plan.tls.clone(), reconnect: plan.reconnect };
             (Output::Collector(Box::new(Session::new(options, Instant::now())?)), Some(endpoint.scheme))
         }
-        Destination::Dump(format) => (Output::Dump(Dump::new(*format)?), None),
+        Destination::Dump(format) => (Output::Dump(Dump::new(*format)), None),
         Destination::File(path) => (Output::File(FileOutput::create(path)?), None),
     })
 }

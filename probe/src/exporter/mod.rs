@@ -27,6 +27,8 @@ const TICK: Duration = Duration::from_millis(20);
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
 /// Messages over a stream: as long as a TLS record holds, which is where encryption is fastest.
 const STREAM_MESSAGE_MAX: usize = 16_000;
+/// Records made into Messages in one round, so that the rings are emptied in between.
+const ROUND_RECORDS: usize = 8192;
 /// Octets of the headers of IPv6 and UDP before a Message.
 const UDP_OVERHEAD: usize = 48;
 /// exportingProcessId of the one Exporting Process.
@@ -76,6 +78,10 @@ pub struct Exporter {
     flushed: Instant,
     booked: Instant,
     templated: Instant,
+    /// When records were last delivered.
+    progress: Instant,
+    /// When the end began: the wish to stop, or the end of the workers.
+    ending: Option<Instant>,
     /// Why the output takes nothing any more.
     broken: Option<String>,
     stop: Stop,
@@ -142,6 +148,8 @@ impl Exporter {
             flushed: now,
             booked: now,
             templated: now,
+            progress: now,
+            ending: None,
             broken: None,
             stop,
             options,
@@ -157,26 +165,29 @@ impl Exporter {
     pub fn run(mut self) -> Option<String> {
         let _gone = Gone(self.gone.clone());
         self.begin();
-        let mut ended: Option<Drain> = None;
+        let mut booked = false;
         loop {
             // Asked before the rings are emptied: what comes after the answer is "no" is seen in the next round.
             let workers_ended = self.rings.iter().all(|ring| ring.finished.load(Ordering::Acquire));
             let now = Instant::now();
+            if workers_ended || self.stop.is_set() {
+                self.ending.get_or_insert(now);
+            }
             self.step(now);
             self.take(now);
             self.send(now);
             self.report(now);
-            self.account();
+            self.account(now);
             if self.broken.is_some() {
                 self.stop.set(); // Metering on would only count what nobody gets.
             }
-            if workers_ended {
-                let drain = ended.get_or_insert_with(|| Drain::new(now));
-                if self.drain(drain, now) {
-                    return self.broken;
-                }
+            if workers_ended && self.drain(&mut booked, now) {
+                return self.broken;
             }
-            self.wait();
+            // Records and room for them: there is work to do. Else a worker, the socket or the time wakes us.
+            if self.queue.is_empty() || !self.has_room() {
+                self.wait();
+            }
         }
     }
 
@@ -228,8 +239,19 @@ impl Exporter {
         }
     }
 
+    /// Whether waiting has no sense any more: no session stands, or the end has begun and nothing moves.
     fn has_given_up(&self, now: Instant) -> bool {
-        matches!(&self.output, Output::Collector(session) if session.away(now) > self.options.drain_timeout)
+        let Output::Collector(session) = &self.output else { return false };
+        session.away(now) > self.options.drain_timeout || self.is_stuck(now)
+    }
+
+    /// Whether the end has begun, and the collector took nothing for the drain timeout.
+    fn is_stuck(&self, now: Instant) -> bool {
+        if !matches!(self.output, Output::Collector(_)) {
+            return false; // A file or a pipe takes its time, and says when it takes no more.
+        }
+        let since = self.ending.map(|ending| ending.max(self.progress));
+        since.is_some_and(|since| now.saturating_duration_since(since) > self.options.drain_timeout)
     }
 
     /// Makes Messages of the queue for as long as the output takes them.
@@ -238,9 +260,11 @@ impl Exporter {
         if let Output::Dump(_) = self.output {
             return self.dump();
         }
-        while self.has_room()
-            && let Some(flow) = self.queue.pop_front()
-        {
+        for _ in 0..ROUND_RECORDS {
+            if !self.has_room() {
+                break;
+            }
+            let Some(flow) = self.queue.pop_front() else { break };
             if let Some(message) = self.process.push(&flow, now_s) {
                 self.transmit(message);
                 self.flushed = now;
@@ -248,6 +272,13 @@ impl Exporter {
         }
         if now.duration_since(self.flushed) >= FLUSH_INTERVAL {
             self.flush(now);
+        }
+        self.write();
+    }
+
+    fn write(&mut self) {
+        if let Output::Collector(session) = &mut self.output {
+            session.write();
         }
     }
 
@@ -257,14 +288,6 @@ impl Exporter {
             && let Some(message) = self.process.flush(unix_s())
         {
             self.transmit(message);
-        }
-        match &mut self.output {
-            Output::File(file) => {
-                if let Err(error) = file.flush() {
-                    self.broken.get_or_insert(error.to_string());
-                }
-            }
-            Output::Collector(_) | Output::Dump(_) => {}
         }
     }
 
@@ -277,36 +300,42 @@ impl Exporter {
 
     fn dump(&mut self) {
         let Output::Dump(dump) = &mut self.output else { return };
-        let mut outcome = Ok(());
-        while let Some(flow) = self.queue.pop_front() {
-            if self.broken.is_none() && outcome.is_ok() {
-                outcome = dump.write(&flow);
+        for _ in 0..ROUND_RECORDS {
+            let Some(flow) = self.queue.pop_front() else { break };
+            if self.broken.is_some() {
+                self.counters.send_failed.add(Tally::of(&flow));
+            } else if let Err(error) = dump.write(&flow) {
+                self.broken = Some(error.to_string());
             }
-            let written = self.broken.is_none() && outcome.is_ok();
-            let tally = if written { &self.counters.delivered } else { &self.counters.send_failed };
-            tally.add(Tally::of(&flow));
         }
-        if let Err(error) = outcome.and_then(|()| if self.broken.is_none() { dump.flush() } else { Ok(()) }) {
-            self.broken = Some(format!("standard output: {error}"));
+        if self.broken.is_none()
+            && self.queue.is_empty()
+            && let Err(error) = dump.flush()
+        {
+            self.broken = Some(error.to_string());
         }
+        self.counters.delivered.add(dump.take_written());
+        self.counters.send_failed.add(dump.take_failed());
     }
 
     fn transmit(&mut self, message: Message) {
         let counters = &self.counters;
+        counters.messages.add(1);
+        counters.octets.add(message.bytes.len() as u64);
+        counters.records.add(u64::from(message.records));
         match &mut self.output {
-            Output::Collector(session) => counters.send_failed.add(session.send(&message)),
+            Output::Collector(session) => session.send(message),
+            // After half a Message in a file nothing can follow.
+            Output::File(_) if self.broken.is_some() => counters.send_failed.add(message.flows),
             Output::File(file) => match file.write(&message.bytes) {
                 Ok(()) => counters.delivered.add(message.flows),
                 Err(error) => {
                     counters.send_failed.add(message.flows);
-                    self.broken.get_or_insert(error.to_string());
+                    self.broken = Some(error.to_string());
                 }
             },
             Output::Dump(_) => {}
         }
-        counters.messages.add(1);
-        counters.octets.add(message.bytes.len() as u64);
-        counters.records.add(u64::from(message.records));
     }
 
     /// Sends the books, and over UDP the Templates, when it is time.
@@ -351,25 +380,29 @@ impl Exporter {
         self.flushed = now;
     }
 
-    fn account(&mut self) {
+    fn account(&mut self, now: Instant) {
         if let Output::Collector(session) = &mut self.output {
-            self.counters.delivered.add(session.take_delivered());
+            let delivered = session.take_delivered();
+            if delivered.flows > 0 {
+                self.progress = now;
+            }
+            self.counters.delivered.add(delivered);
+            self.counters.send_failed.add(session.take_refused());
         }
         self.counters.held.set(self.queue.len() as u64);
     }
 
     /// Ends step by step: the queue, the acknowledgements, the last books, the close. Says when all is done.
-    fn drain(&mut self, drain: &mut Drain, now: Instant) -> bool {
-        let left = self.rings.iter().map(|ring| ring.queue.len()).sum::<usize>() + self.queue.len();
-        drain.note_progress(left, self.counters.delivered.get().flows, now);
-        if drain.idle(now) > self.options.drain_timeout {
+    fn drain(&mut self, booked: &mut bool, now: Instant) -> bool {
+        if self.is_stuck(now) || self.options.waits && self.has_given_up(now) {
             self.give_up();
             return true;
         }
-        if left > 0 {
+        if !self.queue.is_empty() || self.rings.iter().any(|ring| !ring.queue.is_empty()) {
             return false;
         }
         self.flush(now);
+        self.write();
         let Output::Collector(session) = &mut self.output else { return true };
         // A collector that is away is owed nothing any more: the queue is empty, and what was lost is counted.
         if session.is_closed() || !(session.is_open() || session.is_closing()) {
@@ -378,12 +411,13 @@ impl Exporter {
         if session.is_closing() || session.has_outstanding() || self.process.is_begun() {
             return false;
         }
-        if drain.booked {
+        if *booked {
             session.close(now);
         } else {
-            drain.booked = true;
+            *booked = true;
             self.send_books(now);
         }
+        self.write();
         false
     }
 
@@ -406,30 +440,6 @@ impl Exporter {
             log::error!("poll: {error}");
             std::thread::sleep(TICK);
         }
-    }
-}
-
-/// How far the end has come.
-struct Drain {
-    progress: Instant,
-    left: usize,
-    delivered: u64,
-    booked: bool,
-}
-
-impl Drain {
-    fn new(now: Instant) -> Drain {
-        Drain { progress: now, left: usize::MAX, delivered: 0, booked: false }
-    }
-
-    fn note_progress(&mut self, left: usize, delivered: u64, now: Instant) {
-        if left < self.left || delivered > self.delivered {
-            (self.left, self.delivered, self.progress) = (left, delivered, now);
-        }
-    }
-
-    fn idle(&self, now: Instant) -> Duration {
-        now.duration_since(self.progress)
     }
 }
 

@@ -9,6 +9,7 @@ use mio::{Interest, Registry, Token};
 use nagare_service::endpoint::{Endpoint, Scheme};
 use nagare_service::tls::{self, ClientTls, Side, TlsError};
 use rustls::{ClientConfig, ClientConnection, ProtocolVersion, pki_types::ServerName};
+use socket2::{SockRef, TcpKeepalive};
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -27,6 +28,13 @@ const SETTLE: Duration = Duration::from_secs(1);
 const OUT_HIGH: usize = 512 * 1024;
 /// How long the collector may take to close its end after ours.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A peer that acknowledges nothing, or takes nothing, for this long is given up; the kernel alone would wait a quarter of
+/// an hour.
+const PEER_TIMEOUT: Duration = Duration::from_secs(120);
+/// A silent connection is tried after this, so that a collector that vanished is missed before records are sent to it.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+/// Reads in one step at most: a collector that never stops talking must not keep the exporter from sending.
+const READS_MAX: usize = 16;
 
 /// How to reach a collector.
 #[derive(Clone, Debug)]
@@ -56,7 +64,10 @@ pub struct Session {
     side: Side,
     state: State,
     delivered: Tally,
+    refused: Tally,
     away_since: Instant,
+    /// When the last attempt began.
+    attempted: Instant,
 }
 
 enum State {
@@ -64,7 +75,7 @@ enum State {
     Resolving { answer: mpsc::Receiver<io::Result<Vec<SocketAddr>>> },
     Connecting { stream: TcpStream, address: SocketAddr, rest: VecDeque<SocketAddr>, deadline: Instant },
     Stream(Box<Connection>),
-    Datagram { socket: UdpSocket },
+    Datagram(Datagrams),
     Closed,
 }
 
@@ -81,14 +92,24 @@ impl Session {
         };
         let side = options.tls.side();
         let state = State::Waiting { until: now };
-        Ok(Session { options, host, tls, side, state, delivered: Tally::default(), away_since: now })
+        Ok(Session {
+            options,
+            host,
+            tls,
+            side,
+            state,
+            delivered: Tally::default(),
+            refused: Tally::default(),
+            away_since: now,
+            attempted: now,
+        })
     }
 
     /// Whether Messages can be sent now.
     pub fn has_room(&self) -> bool {
         match &self.state {
             State::Stream(connection) => connection.is_ready() && connection.out_waiting() < OUT_HIGH,
-            State::Datagram { .. } => true,
+            State::Datagram(datagrams) => datagrams.waiting.is_empty(),
             _ => false,
         }
     }
@@ -97,7 +118,7 @@ impl Session {
     pub fn is_open(&self) -> bool {
         match &self.state {
             State::Stream(connection) => connection.is_ready(),
-            State::Datagram { .. } => true,
+            State::Datagram(_) => true,
             _ => false,
         }
     }
@@ -109,7 +130,7 @@ impl Session {
 
     /// Whether it goes over UDP.
     pub fn is_datagram(&self) -> bool {
-        matches!(self.state, State::Datagram { .. })
+        matches!(self.state, State::Datagram(_))
     }
 
     /// Whether our end was closed and the collector's not yet.
@@ -117,10 +138,11 @@ impl Session {
         matches!(&self.state, State::Stream(connection) if connection.closing.is_some())
     }
 
-    /// The flows that were sent and are not acknowledged.
+    /// The flows that were sent and are not acknowledged, or over UDP not yet taken by the kernel.
     pub fn outstanding(&self) -> Tally {
         match &self.state {
             State::Stream(connection) => connection.unacknowledged(),
+            State::Datagram(datagrams) => sum(datagrams.waiting.iter().map(|message| message.flows)),
             _ => Tally::default(),
         }
     }
@@ -132,7 +154,11 @@ impl Session {
 
     /// Whether Messages were sent that are not acknowledged.
     pub fn has_outstanding(&self) -> bool {
-        matches!(&self.state, State::Stream(connection) if !connection.marks.is_empty())
+        match &self.state {
+            State::Stream(connection) => !connection.marks.is_empty(),
+            State::Datagram(datagrams) => !datagrams.waiting.is_empty(),
+            _ => false,
+        }
     }
 
     /// The flows delivered since the last call: acknowledged by the peer's TCP, or handed to UDP.
@@ -140,20 +166,32 @@ impl Session {
         std::mem::take(&mut self.delivered)
     }
 
-    /// Sends a Message; the caller has asked [`Session::has_room`]. Gives the flows that could not be sent (UDP).
-    pub fn send(&mut self, message: &Message) -> Tally {
+    /// Takes a Message to send; the caller has asked [`Session::has_room`], and calls [`Session::write`] before it
+    /// sleeps.
+    pub fn send(&mut self, message: Message) {
         match &mut self.state {
-            State::Stream(connection) => connection.send(message),
-            State::Datagram { socket, .. } => match socket.send(&message.bytes) {
-                Ok(_) => self.delivered += message.flows,
-                Err(error) => {
-                    log::debug!("{}: {error}", self.options.endpoint);
-                    return message.flows;
-                }
-            },
-            _ => return message.flows,
+            State::Stream(connection) => connection.send(&message),
+            State::Datagram(datagrams) => datagrams.waiting.push_back(message),
+            _ => self.refused += message.flows,
         }
-        Tally::default()
+    }
+
+    /// Hands to the network what it takes now. What fails here is found, and explained, by the next step.
+    pub fn write(&mut self) {
+        match &mut self.state {
+            State::Stream(connection) => connection.failed = connection.failed.take().or(connection.write().err()),
+            State::Datagram(datagrams) => {
+                let (sent, refused) = datagrams.write(&self.options.endpoint);
+                self.delivered += sent;
+                self.refused += refused;
+            }
+            _ => {}
+        }
+    }
+
+    /// The flows that the network refused (UDP) since the last call.
+    pub fn take_refused(&mut self) -> Tally {
+        std::mem::take(&mut self.refused)
     }
 
     /// Says that nothing more will come.
@@ -167,7 +205,7 @@ impl Session {
     /// Goes as far as the sockets allow. The poll behind `registry` wakes when it is worth while to step again.
     pub fn step(&mut self, registry: &Registry, wake: &Arc<dyn Fn() + Send + Sync>, now: Instant) -> Option<Change> {
         match &mut self.state {
-            State::Waiting { until } if now >= *until => self.resolve(wake.clone()),
+            State::Waiting { until } if now >= *until => self.resolve(wake.clone(), now),
             State::Resolving { answer } => match answer.try_recv() {
                 Ok(Ok(addresses)) if !addresses.is_empty() => return self.connect(addresses.into(), registry, now),
                 Ok(Ok(_)) => self.wait(now, &format!("{} has no address", self.host)),
@@ -177,21 +215,27 @@ impl Session {
             },
             State::Connecting { .. } => return self.connecting(registry, now),
             State::Stream(_) => return self.stream(registry, now),
-            State::Waiting { .. } | State::Datagram { .. } | State::Closed => {}
+            State::Datagram(_) => self.write(),
+            State::Waiting { .. } | State::Closed => {}
         }
         None
     }
 
     /// Names resolve anew at each attempt, beside the exporter: a slow resolver must not hold records up.
-    fn resolve(&mut self, wake: Arc<dyn Fn() + Send + Sync>) {
+    fn resolve(&mut self, wake: Arc<dyn Fn() + Send + Sync>, now: Instant) {
+        self.attempted = now;
         let endpoint = self.options.endpoint.clone();
         let (sender, answer) = mpsc::channel();
         self.state = State::Resolving { answer };
-        std::thread::spawn(move || {
+        let resolve = move || {
             // The session may have gone meanwhile: then nobody wants the answer.
             let _ = sender.send(endpoint.resolve());
             wake();
-        });
+        };
+        // Without a thread the sender is dropped, which reads as a resolver that did not answer.
+        if let Err(error) = std::thread::Builder::new().name("resolver".into()).spawn(resolve) {
+            log::warn!("no thread to resolve {}: {error}", self.host);
+        }
     }
 
     /// Goes to the next address; after the last one waits.
@@ -199,7 +243,7 @@ impl Session {
         let mut why = String::from("no address is left");
         while let Some(address) = rest.pop_front() {
             let attempt = match self.options.endpoint.scheme {
-                Scheme::Udp => open_datagram(address, registry).map(|socket| State::Datagram { socket }),
+                Scheme::Udp => open_datagram(address, registry).map(State::Datagram),
                 Scheme::Tcp | Scheme::Tls => open_stream(address, registry).map(|stream| State::Connecting {
                     stream,
                     address,
@@ -209,9 +253,8 @@ impl Session {
             };
             match attempt {
                 Ok(state) => {
-                    let datagram = matches!(state, State::Datagram { .. });
                     self.state = state;
-                    return datagram.then(|| self.opened("UDP: unencrypted, unacknowledged"));
+                    return self.is_datagram().then(|| self.opened("UDP: unencrypted, unacknowledged"));
                 }
                 Err(error) => why = format!("{address}: {error}"),
             }
@@ -238,7 +281,7 @@ impl Session {
             return self.connect(rest, registry, now);
         }
         let State::Connecting { stream, .. } = std::mem::replace(&mut self.state, State::Closed) else { return None };
-        stream.set_nodelay(true).ok(); // Only a matter of latency.
+        tune(&stream);
         let tls = self.tls.as_ref().map(|(config, name)| ClientConnection::new(config.clone(), name.clone()));
         match tls.transpose() {
             Ok(tls) => {
@@ -272,8 +315,13 @@ impl Session {
                         self.state = State::Closed;
                         return had_session.then_some(Change::Lost(lost));
                     }
-                    End::Closed => String::from("the collector closed the connection"),
-                    End::Io(error) if !had_session => tls::explain_io(&error, &self.side, &peer),
+                    End::Closed if had_session || connection.tls.is_none() => {
+                        String::from("the collector closed the connection")
+                    }
+                    End::Closed => tls::explain_io(&io::ErrorKind::UnexpectedEof.into(), &self.side, &peer),
+                    End::Io(error) if !had_session && connection.tls.is_some() => {
+                        tls::explain_io(&error, &self.side, &peer)
+                    }
                     End::Io(error) => error.to_string(),
                     End::Tls(error) => tls::explain(&error, &self.side, &peer),
                 };
@@ -294,13 +342,15 @@ impl Session {
         Change::Opened
     }
 
-    /// Waits for the next attempt. The random part keeps a thousand probes from coming back in the same second.
+    /// Waits for the next attempt: where the last one is long past, only for the random part, which keeps a thousand probes
+    /// from coming back in the same second.
     fn wait(&mut self, now: Instant, why: &str) {
-        if self.is_open() || matches!(self.state, State::Closed) {
+        if self.is_open() {
             self.away_since = now;
         }
         let random = (ahash::RandomState::new().hash_one(now) % 1024) as u32;
-        let delay = self.options.reconnect + self.options.reconnect / 4 * random / 1024;
+        let earliest = (self.attempted + self.options.reconnect).saturating_duration_since(now);
+        let delay = earliest + self.options.reconnect / 4 * random / 1024;
         log::warn!("{}: {why}; next attempt in {:.1} s", self.options.endpoint, delay.as_secs_f32());
         self.state = State::Waiting { until: now + delay };
     }
@@ -314,15 +364,53 @@ fn open_stream(address: SocketAddr, registry: &Registry) -> io::Result<TcpStream
     Ok(stream)
 }
 
-fn open_datagram(address: SocketAddr, registry: &Registry) -> io::Result<UdpSocket> {
+/// Options that a connection works without, if less well: a kernel that has them not is no reason to send nothing.
+fn tune(stream: &TcpStream) {
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 3);
+    let outcomes = [
+        stream.set_nodelay(true),
+        socket.set_tcp_keepalive(&keepalive),
+        socket.set_tcp_user_timeout(Some(PEER_TIMEOUT)),
+    ];
+    outcomes.into_iter().filter_map(Result::err).for_each(|error| log::debug!("a socket option was refused: {error}"));
+}
+
+fn open_datagram(address: SocketAddr, registry: &Registry) -> io::Result<Datagrams> {
     let any = match address {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
     let mut socket = UdpSocket::bind(any)?;
     socket.connect(address)?;
-    registry.register(&mut socket, TOKEN, Interest::READABLE)?;
-    Ok(socket)
+    registry.register(&mut socket, TOKEN, Interest::WRITABLE)?;
+    Ok(Datagrams { socket, waiting: VecDeque::new() })
+}
+
+/// A UDP socket, and the Messages that the kernel has no room for yet.
+struct Datagrams {
+    socket: UdpSocket,
+    waiting: VecDeque<Message>,
+}
+
+impl Datagrams {
+    /// Sends as far as the kernel has room; gives the flows sent and those that the network refused.
+    fn write(&mut self, endpoint: &Endpoint) -> (Tally, Tally) {
+        let (mut sent, mut refused) = (Tally::default(), Tally::default());
+        while let Some(message) = self.waiting.front() {
+            match self.socket.send(&message.bytes) {
+                Ok(_) => sent += message.flows,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    log::debug!("{endpoint}: {error}");
+                    refused += message.flows;
+                }
+            }
+            self.waiting.pop_front();
+        }
+        (sent, refused)
+    }
 }
 
 /// Why a connection ended.
@@ -357,6 +445,10 @@ struct Connection {
     /// Where each Message with flows ends, in that count.
     marks: VecDeque<(u64, Tally)>,
     acknowledged: Tally,
+    /// TLS took a Message and encrypted nothing: its keys are used up.
+    exhausted: bool,
+    /// What the socket said when it was written to between two steps; it says it only once.
+    failed: Option<io::Error>,
 }
 
 impl Connection {
@@ -374,6 +466,8 @@ impl Connection {
             queued: 0,
             marks: VecDeque::new(),
             acknowledged: Tally::default(),
+            exhausted: false,
+            failed: None,
         }
     }
 
@@ -395,6 +489,7 @@ impl Connection {
     }
 
     fn send(&mut self, message: &Message) {
+        let before = self.queued;
         let written = match &mut self.tls {
             None => {
                 self.out.extend_from_slice(&message.bytes);
@@ -403,9 +498,10 @@ impl Connection {
             }
             Some(tls) => tls.writer().write_all(&message.bytes).and_then(|()| self.take_from_tls()),
         };
-        // rustls buffers without a limit here, and `out` is memory: neither refuses.
-        debug_assert!(written.is_ok(), "{written:?}");
-        self.marks.push_back((self.queued, message.flows));
+        // Under TLS 1.2 rustls drops silently what its keys may not encrypt any more. What did not become octets is never
+        // acknowledged, and the connection has to end.
+        self.exhausted |= written.is_err() || self.queued - before < message.bytes.len() as u64;
+        self.marks.push_back((if self.exhausted { u64::MAX } else { self.queued }, message.flows));
     }
 
     /// Moves what rustls has for the peer into `out`, where its octets can be counted.
@@ -425,15 +521,14 @@ impl Connection {
     }
 
     fn progress(&mut self, now: Instant) -> Result<(), End> {
-        self.take_from_tls()?;
-        let written = self.write();
-        // What the peer said last explains more than a broken pipe does.
-        self.read()?;
-        written?;
-        self.take_from_tls()?;
-        self.write()?;
+        let outcome = self.exchange();
+        // Also of a connection that ended: what had arrived before is delivered.
         self.acknowledge();
+        outcome?;
         self.settle(now)?;
+        if self.exhausted {
+            return Err(End::Io(io::Error::other("the keys of this TLS session are used up, a new one is needed")));
+        }
         match self.closing {
             Some(until) if now >= until => Err(End::Closed),
             Some(_) if self.out_waiting() == 0 => {
@@ -442,6 +537,20 @@ impl Connection {
             }
             _ => Ok(()),
         }
+    }
+
+    fn exchange(&mut self) -> Result<(), End> {
+        self.take_from_tls()?;
+        let written = self.failed.take().map_or_else(|| self.write(), Err);
+        match (self.read(), written) {
+            (Ok(()), written) => written?,
+            // A reset or a time-out is told to one call only; the next sees an end like any other.
+            (Err(End::Closed), Err(error)) if error.kind() != io::ErrorKind::BrokenPipe => return Err(End::Io(error)),
+            // What the peer said last explains more than a broken pipe does.
+            (Err(end), _) => return Err(end),
+        }
+        self.take_from_tls()?;
+        Ok(self.write()?)
     }
 
     fn settle(&mut self, now: Instant) -> Result<(), End> {
@@ -486,10 +595,10 @@ impl Connection {
         Ok(())
     }
 
-    /// A collector has nothing to say but TLS; what it says over TCP is read and dropped.
+    /// A collector has nothing to say but TLS; what it says beside is read and dropped.
     fn read(&mut self) -> Result<(), End> {
         let mut scratch = [0u8; 4096];
-        loop {
+        for _ in 0..READS_MAX {
             let read = match &mut self.tls {
                 Some(tls) => tls.read_tls(&mut self.stream),
                 None => self.stream.read(&mut scratch),
@@ -501,10 +610,13 @@ impl Connection {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(End::Io(error)),
             }
-            if let Some(tls) = &mut self.tls {
-                let processed = tls.process_new_packets();
-                while matches!(tls.reader().read(&mut scratch), Ok(read) if read > 0) {}
-                if let Err(error) = processed {
+            let Some(tls) = &mut self.tls else { continue };
+            let processed = tls.process_new_packets();
+            while matches!(tls.reader().read(&mut scratch), Ok(read) if read > 0) {}
+            match processed {
+                Ok(state) if state.peer_has_closed() => return Err(End::Closed),
+                Ok(_) => {}
+                Err(error) => {
                     // Our alert tells the other side why; whether it arrives is not ours to know.
                     self.take_from_tls().ok();
                     self.write().ok();
@@ -512,6 +624,7 @@ impl Connection {
                 }
             }
         }
+        Ok(())
     }
 
     /// Counts the Messages that the peer's TCP has acknowledged.
@@ -536,11 +649,15 @@ impl Connection {
     }
 
     fn unacknowledged(&self) -> Tally {
-        self.marks.iter().fold(Tally::default(), |mut sum, (_, flows)| {
-            sum += *flows;
-            sum
-        })
+        sum(self.marks.iter().map(|(_, flows)| *flows))
     }
+}
+
+fn sum(tallies: impl Iterator<Item = Tally>) -> Tally {
+    tallies.fold(Tally::default(), |mut sum, tally| {
+        sum += tally;
+        sum
+    })
 }
 
 #[cfg(test)]
@@ -558,6 +675,11 @@ mod tests {
             session.wait(now, "test");
             let State::Waiting { until } = session.state else { panic!("not waiting") };
             assert!((reconnect..=reconnect * 5 / 4).contains(&(until - now)), "{:?}", until - now);
+            // Long after the last attempt only the random part is left.
+            let later = now + 100 * reconnect;
+            session.wait(later, "test");
+            let State::Waiting { until } = session.state else { panic!("not waiting") };
+            assert!((Duration::ZERO..=reconnect / 4).contains(&(until - later)), "{:?}", until - later);
         }
     }
 }
