@@ -28,16 +28,17 @@ lab_make() {
         as_root ip -n $TRAFFIC_NS link set $WIRE up
 }
 
-# in_lab COMMAND...: as root, in the probe's namespace where there is one.
+# in_lab COMMAND...: as root in the probe's namespace; as the user where there is none.
 in_lab() {
-    if [[ -e /run/netns/$PROBE_NS ]]; then as_root ip netns exec $PROBE_NS "$@"; else as_root "$@"; fi
+    if [[ -e /run/netns/$PROBE_NS ]]; then as_root ip netns exec $PROBE_NS "$@"; else as_user "$@"; fi
 }
 
 # wait_for TEXT FILE PID: until the log holds the text; false where the program ends before, or after 15 seconds.
 wait_for() {
     local end=$((SECONDS + 15))
     until grep -q "$1" "$2" 2>/dev/null; do
-        as_root kill -0 "$3" 2>/dev/null || return 1
+        # The shell that started it ends with it.
+        kill -0 "$3" 2>/dev/null || return 1
         ((SECONDS < end)) || return 1
         sleep 0.1
     done
@@ -50,8 +51,15 @@ program_of() {
     echo "$pid"
 }
 
+# signal NAME PID: to the program, which may be root's.
+signal() {
+    local pid
+    pid=$(program_of "$2")
+    kill "-$1" "$pid" 2>/dev/null || as_root kill "-$1" "$pid" 2>/dev/null || true
+}
+
 # stop PID: SIGTERM to the program, and its exit status.
 stop() {
-    as_root kill -TERM "$(program_of "$1")" 2>/dev/null || true
+    signal TERM "$1"
     wait "$1"
 }

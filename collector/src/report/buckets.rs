@@ -5,7 +5,8 @@
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
 
-const MINUTE_MS: i64 = 60_000;
+const SECOND_MS: i64 = 1_000;
+const MINUTE_MS: i64 = 60 * SECOND_MS;
 const HOUR_MS: i64 = 60 * MINUTE_MS;
 const DAY_MS: i64 = 24 * HOUR_MS;
 
@@ -42,7 +43,7 @@ impl Direction {
 }
 
 /// Octets of each direction in equal steps from the period's start. The steps are those that billing uses for its
-/// percentile: 5 minutes, or 1 minute where the period is no longer than 2 hours.
+/// percentile: 5 minutes; 1 minute where the period is no longer than 2 hours, 1 second where it is no longer than 5 minutes.
 #[derive(Clone, Debug)]
 pub struct Samples {
     from_ms: i64,
@@ -54,7 +55,11 @@ pub struct Samples {
 impl Samples {
     /// Empty samples for `from_ms..to_ms`, which must not be empty.
     pub fn new(from_ms: i64, to_ms: i64) -> Samples {
-        let step_ms = if to_ms - from_ms <= 2 * HOUR_MS { MINUTE_MS } else { 5 * MINUTE_MS };
+        let step_ms = match to_ms - from_ms {
+            length if length <= 5 * MINUTE_MS => SECOND_MS,
+            length if length <= 2 * HOUR_MS => MINUTE_MS,
+            _ => 5 * MINUTE_MS,
+        };
         // A remainder shorter than half a step joins the step before it, or its rate would be an average over nothing.
         let count = ((to_ms - from_ms + step_ms / 2) / step_ms).max(1) as usize;
         Samples { from_ms, to_ms, step_ms, octets: std::array::from_fn(|_| vec![0; count]) }

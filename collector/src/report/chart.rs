@@ -191,11 +191,13 @@ fn time_axis(out: &mut String, x: &TimeScale, tz: &TimeZone, t: &Texts, top: f64
     }
 }
 
+const MINUTE_MS: i64 = 60_000;
+
 /// Round times of the time zone, a handful over the period; midnight is labelled by its date.
 fn time_ticks(period: Period, tz: &TimeZone, t: &Texts) -> Vec<(i64, String)> {
-    const MINUTE: i64 = 60_000;
-    let step = [1, 2, 5, 10, 15, 30, 60, 120, 180, 240, 360, 720].map(|minutes| minutes * MINUTE);
-    match step.into_iter().find(|step| period.length_ms() / step <= TICKS_MAX) {
+    let seconds = [1, 2, 5, 10, 15, 30].map(|seconds| seconds * 1000);
+    let minutes = [1, 2, 5, 10, 15, 30, 60, 120, 180, 240, 360, 720].map(|minutes| minutes * MINUTE_MS);
+    match seconds.into_iter().chain(minutes).find(|step| period.length_ms() / step <= TICKS_MAX) {
         Some(step) => clock_ticks(period, tz, t, step),
         None => day_ticks(period, tz, t),
     }
@@ -204,12 +206,13 @@ fn time_ticks(period: Period, tz: &TimeZone, t: &Texts) -> Vec<(i64, String)> {
 fn clock_ticks(period: Period, tz: &TimeZone, t: &Texts, step: i64) -> Vec<(i64, String)> {
     let offset = i64::from(zoned(period.from_ms, tz).offset().seconds()) * 1000;
     let first = (period.from_ms + offset).div_euclid(step) * step - offset;
+    let format = if step < MINUTE_MS { "%H:%M:%S" } else { "%H:%M" };
     let times = (0..).map(|index| first + index * step).skip_while(|time| *time < period.from_ms);
     times
         .take_while(|time| *time <= period.to_ms)
         .map(|time| {
             let at = zoned(time, tz);
-            let clock = at.strftime("%H:%M").to_string();
+            let clock = at.strftime(format).to_string();
             (time, if clock == "00:00" { at.strftime(t.tick_date).to_string() } else { clock })
         })
         .collect()

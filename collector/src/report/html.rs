@@ -147,7 +147,11 @@ fn traffic(out: &mut String, data: &ReportData, t: &Texts) {
 
 /// The name of the samples that peak and percentile are taken over.
 pub fn sample_name<'a>(data: &ReportData, t: &'a Texts) -> &'a str {
-    if data.samples.step_ms() <= 60_000 { t.step_1 } else { t.step_5 }
+    match data.samples.step_ms() {
+        ..60_000 => t.step_second,
+        60_000 => t.step_1,
+        _ => t.step_5,
+    }
 }
 
 fn rates(out: &mut String, data: &ReportData, t: &Texts, sample: &str) {

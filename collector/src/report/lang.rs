@@ -74,7 +74,7 @@ texts! {
     lead lead_quiet no_flows
     direction_in direction_out internal transit packets flows total share other
     change_of change_none
-    traffic traffic_note traffic_note_long traffic_chart traffic_desc internal_chart rates average peak percentile peak_at step_1 step_5
+    traffic traffic_note traffic_note_long traffic_chart traffic_desc internal_chart rates average peak percentile peak_at step_second step_1 step_5
     local_hosts local_hosts_note remote_hosts remote_hosts_note conversations conversations_note
     host peer protocols protocol ports ports_note port service vlans vlan untagged end_reasons end_reason
     top_of none
@@ -195,6 +195,7 @@ static EN: Texts = Texts {
     peak: "Peak",
     percentile: "95th percentile",
     peak_at: "Time of peak",
+    step_second: "1-second average",
     step_1: "1-minute average",
     step_5: "5-minute average",
     local_hosts: "Local hosts",
@@ -338,6 +339,7 @@ static JA: Texts = Texts {
     peak: "最大",
     percentile: "95パーセンタイル",
     peak_at: "最大となった時刻",
+    step_second: "1秒間平均",
     step_1: "1分間平均",
     step_5: "5分間平均",
     local_hosts: "拠点内ホスト",
