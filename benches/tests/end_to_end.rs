@@ -259,7 +259,7 @@ fn tls_lets_no_one_in_who_should_stay_out() {
     let ca = |pki: &Pki| pki.probe("tokyo")[..2].to_vec();
     let cases = [
         ("unknown CA", "localhost", [ca(&other), certificate(&pki)].concat(), "not signed by any CA"),
-        ("an address where the name was needed", "127.0.0.1", pki.probe("tokyo"), "host name"),
+        ("an address where the name was needed", "127.0.0.1", pki.probe("tokyo"), "does not carry the IP address"),
         ("no client certificate", "localhost", ca(&pki), "--tls-cert"),
         (
             "a client certificate of another CA",
