@@ -265,7 +265,7 @@ fn tls_lets_no_one_in_who_should_stay_out() {
             "a client certificate of another CA",
             "localhost",
             [ca(&pki), certificate(&other)].concat(),
-            "client certificate",
+            "refused this probe's certificate",
         ),
     ];
     for (what, host, tls, expected) in cases {
