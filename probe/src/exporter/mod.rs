@@ -430,6 +430,7 @@ impl Exporter {
             self.counters.unacknowledged.add(session.outstanding());
         }
         self.counters.undelivered.add(undelivered);
+        self.counters.held.set(0);
     }
 
     fn wait(&mut self) {

@@ -28,8 +28,8 @@ const SETTLE: Duration = Duration::from_secs(1);
 const OUT_HIGH: usize = 512 * 1024;
 /// How long the collector may take to close its end after ours.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// A peer that acknowledges nothing, or takes nothing, for this long is given up; the kernel alone would wait a quarter of
-/// an hour.
+/// A peer that acknowledges nothing, or takes nothing, for this long is given up; the kernel alone would wait a quarter
+/// of an hour.
 const PEER_TIMEOUT: Duration = Duration::from_secs(120);
 /// A silent connection is tried after this, so that a collector that vanished is missed before records are sent to it.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -342,8 +342,8 @@ impl Session {
         Change::Opened
     }
 
-    /// Waits for the next attempt: where the last one is long past, only for the random part, which keeps a thousand probes
-    /// from coming back in the same second.
+    /// Waits for the next attempt: where the last one is long past, only for the random part, which keeps a thousand
+    /// probes from coming back in the same second.
     fn wait(&mut self, now: Instant, why: &str) {
         if self.is_open() {
             self.away_since = now;

@@ -145,6 +145,7 @@ impl Rig {
         let broken = self.thread.join().expect("the exporter does not panic");
         assert_eq!(broken, None);
         let books = self.books.books(When::Ended);
+        assert!(books.figures.contains(&("flows_buffered".into(), 0)), "nothing is held after the end");
         let flows = books.equations.iter().find(|equation| equation.name == "flows").expect("there is one");
         let value = |name: &str| flows.terms.iter().find(|(term, _)| term == name).map_or(0, |(_, value)| *value);
         Ended {
