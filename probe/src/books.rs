@@ -1,8 +1,10 @@
 //! The probe's books: equations over the counters of capture, workers and exporter.
 //!
-//!     packets on the wire = metered + each named drop + each named ignore      (per worker; what was not steered apart)
-//!     packets metered     = in flow records + in the cache                     (per worker, at the end)
-//!     flows ended         = delivered + in flight + each named drop
+//! ```text
+//! packets on the wire = metered + each named drop + each named ignore      (per worker; what was not steered apart)
+//! packets metered     = in flow records + in the cache                     (per worker, at the end)
+//! flows ended         = delivered + in flight + each named drop
+//! ```
 //!
 //! Counters are read while the workers go on: what is on its way is the difference, which must lie between nothing and
 //! what the rings can hold. At the end nothing may be on its way, and the difference must be nothing.
