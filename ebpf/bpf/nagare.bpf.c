@@ -157,9 +157,11 @@ static __always_inline int parse_ipv4(struct cursor *cursor, struct flow *flow)
 	total = bpf_ntohs(header->total_length);
 	if (length < sizeof(*header) || (total != 0 && total < length))
 		return 0;
-	/* A length of 0 is segmentation offload: then the frame tells it. */
-	cursor->left = total != 0 ? total - length : 0xffff;
 	cursor->at += length - sizeof(*header);
+	/* A length of 0 is segmentation offload: then the frame tells it, and must hold the header's options at least. */
+	if (total == 0 && cursor->at > cursor->end)
+		return 0;
+	cursor->left = total != 0 ? total - length : 0xffff;
 
 	fragment = bpf_ntohs(header->fragment);
 	flow->fragment = fragment & 0x1fff ? LATER : fragment & 0x2000 ? FIRST : WHOLE;

@@ -1,6 +1,6 @@
 //! Later fragments carry no ports: a small bounded table finds those of their datagram's first fragment.
 
-use crate::packet::Observation;
+use crate::packet::{Fragment, Observation};
 use std::net::IpAddr;
 
 /// Slots that one datagram may be kept in; the oldest of them gives way.
@@ -29,13 +29,12 @@ pub struct FragmentTable {
 impl FragmentTable {
     /// A table for at least `datagrams` datagrams in flight; `seed` should be random, so that nobody can aim at one slot.
     pub fn new(datagrams: usize, seed: u64) -> FragmentTable {
-        let slots = datagrams.next_power_of_two().max(WAYS);
-        FragmentTable { slots: vec![None; slots].into_boxed_slice(), seed }
+        FragmentTable { slots: vec![None; slots(datagrams)].into_boxed_slice(), seed }
     }
 
-    /// Size in bytes.
-    pub fn memory_bytes(&self) -> usize {
-        std::mem::size_of_val(&*self.slots)
+    /// Memory of a table for so many datagrams, bytes.
+    pub fn memory_bytes(datagrams: usize) -> usize {
+        slots(datagrams) * size_of::<Option<Datagram>>()
     }
 
     /// Keeps the ports of a first fragment, gives them to a later one. Without its first fragment a later one keeps port 0.
@@ -48,7 +47,7 @@ impl FragmentTable {
                 && slot.source == key.source
                 && slot.destination == key.destination
         };
-        let start = self.set(key.source, key.destination, fragment.identification);
+        let start = self.set(key.source, key.destination, fragment);
         let ways = &mut self.slots[start..start + WAYS];
         if fragment.first {
             let way = ways.iter().position(|slot| slot.as_ref().is_some_and(same)).unwrap_or_else(|| oldest(ways));
@@ -69,7 +68,7 @@ impl FragmentTable {
         }
     }
 
-    fn set(&self, source: IpAddr, destination: IpAddr, identification: u32) -> usize {
+    fn set(&self, source: IpAddr, destination: IpAddr, fragment: Fragment) -> usize {
         let word = |address: IpAddr| match address {
             IpAddr::V4(a) => u64::from(u32::from(a)),
             IpAddr::V6(a) => {
@@ -78,7 +77,8 @@ impl FragmentTable {
             }
         };
         let mut hash = self.seed;
-        for word in [word(source), word(destination), u64::from(identification)] {
+        let which = u64::from(fragment.identification) << 8 | u64::from(fragment.protocol);
+        for word in [word(source), word(destination), which] {
             hash = (hash ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
             hash ^= hash >> 32;
         }
@@ -86,7 +86,13 @@ impl FragmentTable {
     }
 }
 
+/// A whole number of sets, whose index is a mask.
+fn slots(datagrams: usize) -> usize {
+    datagrams.next_power_of_two().max(WAYS)
+}
+
 fn oldest(ways: &[Option<Datagram>]) -> usize {
-    let age = |way: &usize| ways[*way].map_or(0, |slot| slot.seen_ns);
-    (0..ways.len()).min_by_key(age).expect("a set has ways")
+    // A free slot is older than any.
+    let seen_ns = |way: &usize| ways[*way].map(|slot| slot.seen_ns);
+    (0..ways.len()).min_by_key(seen_ns).expect("a set has ways")
 }

@@ -498,6 +498,19 @@ mod tests {
         assert_eq!(resolved(&later, 1), 4660);
         assert_eq!(resolved(&other, 1), 0);
         assert_eq!(resolved(&later, 100_000_000_000), 0, "forgotten");
+        // Datagrams of the same moment take free slots before they push each other out: one set holds all of these.
+        let mut table = FragmentTable::new(4, 1);
+        let mut resolved = |fragment: &str| {
+            let mut observation = decode(LinkType::RawIp, &hex(&TCP.replacen("00010000", fragment, 1)), 40).unwrap();
+            table.resolve(&mut observation, 0);
+            observation.key.source_port
+        };
+        for identification in 1..=4 {
+            assert_eq!(resolved(&format!("{identification:04x}2000")), 4660);
+        }
+        for identification in 1..=4 {
+            assert_eq!(resolved(&format!("{identification:04x}0003")), 4660, "{identification}");
+        }
     }
 
     proptest! {
