@@ -95,10 +95,7 @@ impl<S: CaptureSource> Worker<S> {
 
     /// Memory of a worker with so many flows, bytes, by name.
     pub fn memory(flows_max: usize) -> [(&'static str, usize); 2] {
-        [
-            ("flow cache", FlowCache::memory_bytes(flows_max)),
-            ("fragment table", FragmentTable::new(DATAGRAMS, 0).memory_bytes()),
-        ]
+        [("flow cache", FlowCache::memory_bytes(flows_max)), ("fragment table", FragmentTable::memory_bytes(DATAGRAMS))]
     }
 
     /// Meters until the source ends, then flushes the cache. What was metered is handed over also where the source fails.
@@ -129,9 +126,10 @@ impl<S: CaptureSource> Worker<S> {
                     batch.push((observation, frame.time_ns / 1_000_000));
                 }
                 Err(ignore) => ignored[ignore as usize] += 1,
-            })?;
-            // Upstream first: whoever reads downstream first never sees more metered than received.
-            parts.counters.received.add(received.frames as u64);
+            });
+            // Frames that came before the source failed count, too. Upstream first: whoever reads downstream first never sees
+            // more metered than received.
+            parts.counters.received.add(batch.len() as u64 + ignored.iter().sum::<u64>());
             parts.counters.octets.add(octets);
             parts.counters.metered.add(batch.len() as u64);
             for (counter, count) in parts.counters.ignored.iter().zip(ignored).filter(|(_, count)| *count > 0) {
@@ -140,6 +138,7 @@ impl<S: CaptureSource> Worker<S> {
             let cache = &mut self.cache;
             cache.observe(batch, &mut |record| hand_over(parts, record));
             batch.clear();
+            let received = received?;
             let budget = if received.end { usize::MAX } else { EXPIRY_BUDGET };
             cache.expire(received.now_ns / 1_000_000, budget, &mut |record| hand_over(parts, record));
             self.publish();
@@ -179,5 +178,45 @@ fn hand_over(parts: &WorkerParts, mut record: FlowRecord) {
         record = refused;
         (parts.wake)();
         std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::Received;
+    use nagare_wire::packet::LinkType;
+
+    /// Hands on an IPv4 packet and a frame that is none, then fails.
+    struct Failing;
+
+    impl CaptureSource for Failing {
+        fn receive(&mut self, _: usize, _: Duration, mut each: impl FnMut(Frame<'_>)) -> io::Result<Received> {
+            let packet = [0x45, 0, 0, 20, 0, 0, 0, 0, 64, 89, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+            for bytes in [&packet[..], &packet[..7]] {
+                each(Frame { time_ns: 1, bytes, wire_len: 20, link: LinkType::RawIp });
+            }
+            Err(io::Error::other("unplugged"))
+        }
+    }
+
+    #[test]
+    fn what_came_before_a_source_failed_is_metered() {
+        let (ring, counters) = (Arc::new(RecordRing::new(8)), Arc::new(MeterCounters::default()));
+        let parts = WorkerParts {
+            limits: CacheLimits { idle_timeout_ms: 1000, active_timeout_ms: 1000, flows_max: 8 },
+            ring: ring.clone(),
+            counters: counters.clone(),
+            waits: false,
+            wake: Arc::new(|| ()),
+            stop: None,
+            exporter_gone: Arc::default(),
+        };
+        let outcome = Worker::new(Failing, parts).run();
+        assert_eq!(outcome.map_err(|error| error.to_string()), Err("unplugged".into()));
+        let ignored = counters.ignored[Ignore::Truncated as usize].get();
+        assert_eq!((counters.received.get(), counters.metered.get(), ignored), (2, 1, 1));
+        assert_eq!((counters.ended.get().packets, counters.cached_packets.get(), ring.queue.len()), (1, 0, 1));
+        assert!(ring.finished.load(Ordering::Acquire));
     }
 }
