@@ -410,3 +410,30 @@ fn nfcapd_reads_the_exporter() {
     let found = rows.iter().fold([0; 4], |sums: [u64; 4], row| std::array::from_fn(|at| sums[at] + row[at]));
     assert_eq!(found, sums(&traffic.flows), "{text}");
 }
+
+#[test]
+fn the_collector_reads_softflowd() {
+    if !is_there("softflowd") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let traffic = untagged_office(12, 300);
+    let capture = directory.path().join("office.pcap");
+    std::fs::write(&capture, pcap(&traffic.frames, 1_700_000_000_000_000_000, 1_000_000)).unwrap();
+    let data = directory.path().join("data");
+    let arguments = ["--collector-port", "udp://127.0.0.1:0", "--data", data.to_str().unwrap()];
+    let collector = start("nagare-collector", &arguments);
+    let port = collector.wait_for("listening udp 127.0.0.1:");
+    let to = format!("127.0.0.1:{port}");
+    let output =
+        Command::new("softflowd").args(["-r", capture.to_str().unwrap(), "-v", "10", "-n", &to]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let (status, log) = collector.stop();
+    assert!(status.success(), "{log}");
+    let sum = "SELECT sum(packets + rev_packets), sum(octets + rev_octets) FROM flows";
+    let found = stored(directory.path(), &["sql", "--format", "csv", sum]);
+    // softflowd takes an Ethernet frame's padding for octets of IP.
+    let is_ip = |frame: &&Vec<u8>| frame[12..14] != [0x08, 0x06];
+    let octets: usize = traffic.frames.iter().filter(is_ip).map(|frame| frame.len() - 14).sum();
+    assert_eq!(found.lines().nth(1), Some(format!("{},{octets}", traffic.packets()).as_str()), "{found}");
+}

@@ -23,6 +23,11 @@ use std::time::{Duration, Instant};
 
 /// Records that may wait between a worker and the exporter.
 const RING_RECORDS: usize = 1 << 16;
+/// Packets that may be on their way to a worker when the books are read: more than any ring or file chunk holds, as a reader that
+/// is put aside between two counters sees those of that time as well.
+const FRAMES_MAX: u64 = 1 << 22;
+/// Records that a connection may have sent without an answer: more than the kernel's largest buffers hold of the smallest.
+const UNACKNOWLEDGED_MAX: u64 = 1 << 20;
 /// How often the main thread looks after the others.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -111,8 +116,8 @@ impl Probe<'_> {
         let books = Arc::new(ProbeBooks {
             interface: self.label,
             capture: self.capture,
-            frames_max: u64::from(plan.ring_frames) * 1024,
-            records_max: (rings.len() * RING_RECORDS + plan.records_max) as u64 + u64::from(u32::MAX),
+            frames_max: FRAMES_MAX,
+            records_max: (rings.len() * RING_RECORDS + plan.records_max) as u64 + UNACKNOWLEDGED_MAX,
             meters: self.meters.clone(),
             export: Arc::default(),
             memory,

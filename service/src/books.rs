@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::run::Stop;
+use crate::units::grouped;
 
 /// How often a [`Publisher`] writes its file.
 pub const PUBLISH_INTERVAL: Duration = Duration::from_secs(2);
@@ -147,19 +148,6 @@ fn labels(equation: &Equation) -> String {
 
 fn escape(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
-/// 1234567 as "1,234,567".
-fn grouped(value: u64) -> String {
-    let digits = value.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }
 
 fn now_ms() -> u64 {

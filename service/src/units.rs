@@ -25,6 +25,19 @@ impl fmt::Display for UnitError {
 
 impl std::error::Error for UnitError {}
 
+/// A number with its thousands set apart: `1234567` as `1,234,567`.
+pub fn grouped(value: u64) -> String {
+    let digits = value.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
 /// Units of time with their milliseconds, largest first.
 const TIMES: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 /// Units of size with their bytes, largest first.
@@ -148,6 +161,13 @@ mod tests {
             prop_assert_eq!(Size(number).to_string().parse::<Size>(), Ok(Size(number)));
             let span = Span(Duration::from_millis(number));
             prop_assert_eq!(span.to_string().parse::<Span>(), Ok(span));
+        }
+    }
+
+    #[test]
+    fn thousands_are_set_apart() {
+        for (value, text) in [(0, "0"), (999, "999"), (1_234_567, "1,234,567")] {
+            assert_eq!(grouped(value), text);
         }
     }
 }

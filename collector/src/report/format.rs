@@ -32,19 +32,6 @@ pub fn address(text: &str) -> String {
     escape(text).replace(':', ":<wbr>")
 }
 
-/// `1234567` as `1,234,567`.
-pub fn grouped(value: u64) -> String {
-    let digits = value.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
 /// Octets with three significant digits: `1.23 GB`.
 pub fn octets(value: u64) -> String {
     scaled(value as f64, &["B", "kB", "MB", "GB", "TB", "PB", "EB"])
@@ -135,9 +122,6 @@ mod tests {
         assert_eq!(plain(octets(u64::MAX)), "18.4 EB");
         assert_eq!(plain(rate(93_240_000.0)), "93.2 Mbit/s");
         assert_eq!(plain(rate(0.25)), "0.25 bit/s");
-        assert_eq!(grouped(0), "0");
-        assert_eq!(grouped(999), "999");
-        assert_eq!(grouped(1_234_567), "1,234,567");
         assert_eq!(plain(share(1, 3)), "33.3 %");
         assert_eq!(plain(share(1, 1_000_000)), "< 0.1 %");
         assert_eq!(plain(share(0, 0)), "0 %");

@@ -6,11 +6,12 @@ use std::fmt::Write;
 
 use super::buckets::Direction;
 use super::chart;
-use super::format::{address, change, escape, grouped, octets, rate, share, zone, zoned};
+use super::format::{address, change, escape, octets, rate, share, zone, zoned};
 use super::lang::{Lang, Texts, fill};
 use super::model::{Ranked, ReportData};
 use super::names;
 use super::quality_html;
+use nagare_service::units::grouped;
 
 const STYLE: &str = include_str!("style.css");
 

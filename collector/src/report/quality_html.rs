@@ -5,9 +5,10 @@
 use std::fmt::Write;
 
 use super::chart;
-use super::format::{address, escape, grouped, octets, share, zoned};
+use super::format::{address, escape, octets, share, zoned};
 use super::lang::{Texts, fill};
 use super::model::{Exporter, Kind, Period, Process, Quality, ReportData, Session};
+use nagare_service::units::grouped;
 
 /// A session without an end whose last row is no older than this still runs.
 const RUNNING_WITHIN_MS: i64 = 15 * 60_000;

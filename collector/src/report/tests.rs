@@ -8,10 +8,10 @@ use nagare_wire::flow::{Counters, FlowKey, FlowRecord};
 use tempfile::TempDir;
 
 use super::buckets::DIRECTIONS;
-use super::format::grouped;
 use super::network::Side;
 use super::*;
 use crate::store::{BookRow, FlowRow, Row, SessionRow, Store, StoreOptions};
+use nagare_service::units::grouped;
 
 const HOUR_MS: i64 = 3_600_000;
 const DAY_MS: i64 = 24 * HOUR_MS;
