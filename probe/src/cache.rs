@@ -45,6 +45,15 @@ pub struct FlowCache {
     active: List,
 }
 
+/// What is to be done about a flow.
+#[derive(Clone, Copy)]
+enum Due {
+    /// It goes on; what it has so far is exported.
+    Part,
+    /// It ends.
+    End(FlowEndReason),
+}
+
 /// The slot number that means: none.
 const NONE: u32 = u32::MAX;
 
@@ -158,12 +167,12 @@ impl FlowCache {
         let (key, direction) = observation.key.canonical();
         let bucket = self.bucket(&key);
         let index = match self.find(bucket, &key) {
-            Some(index) => match self.due(index, observation, time_ms) {
-                Some(FlowEndReason::ActiveTimeout) => {
+            Some(index) => match self.due_before(index, observation, time_ms) {
+                Some(Due::Part) => {
                     self.end_part(index, emit);
                     index
                 }
-                Some(reason) => {
+                Some(Due::End(reason)) => {
                     self.end(index, reason, emit);
                     self.begin(bucket, key, direction, observation, emit)
                 }
@@ -174,19 +183,34 @@ impl FlowCache {
         self.count(index, direction, observation, time_ms);
     }
 
-    /// Why the flow ends before this packet, if it does.
-    fn due(&self, index: u32, observation: &Observation, time_ms: u64) -> Option<FlowEndReason> {
-        let slot = &self.slots[index as usize];
-        let quiet = time_ms.saturating_sub(slot.end_ms);
+    /// What is due of the flow before this packet: its timeouts, and its end where a new conversation begins.
+    fn due_before(&self, index: u32, observation: &Observation, time_ms: u64) -> Option<Due> {
         let opens = observation.key.protocol == TCP && observation.tcp_flags & (SYN | ACK) == SYN;
-        if slot.closing && (opens || quiet >= LINGER_MS) {
-            return Some(FlowEndReason::EndOfFlow);
+        let begins_anew = opens && self.slots[index as usize].closing;
+        match self.due(index, time_ms) {
+            Some(Due::Part) if begins_anew => Some(Due::End(FlowEndReason::ActiveTimeout)),
+            None if begins_anew => Some(Due::End(FlowEndReason::EndOfFlow)),
+            due => due,
         }
-        if quiet >= self.limits.idle_timeout_ms {
-            return Some(FlowEndReason::IdleTimeout);
+    }
+
+    /// What is due of a flow at a time. Where both of its timeouts have passed, the record bears the one that came first.
+    fn due(&self, index: u32, now_ms: u64) -> Option<Due> {
+        let slot = &self.slots[index as usize];
+        let (timeout_ms, reason) = match slot.closing {
+            true => (LINGER_MS, FlowEndReason::EndOfFlow),
+            false => (self.limits.idle_timeout_ms, FlowEndReason::IdleTimeout),
+        };
+        let ends_ms = slot.end_ms.saturating_add(timeout_ms);
+        let part_ms = match slot.has_packets() {
+            true => slot.start_ms.saturating_add(self.limits.active_timeout_ms),
+            false => u64::MAX,
+        };
+        if ends_ms <= now_ms {
+            Some(Due::End(if part_ms < ends_ms { FlowEndReason::ActiveTimeout } else { reason }))
+        } else {
+            (part_ms <= now_ms).then_some(Due::Part)
         }
-        let lasted = slot.has_packets() && time_ms.saturating_sub(slot.start_ms) >= self.limits.active_timeout_ms;
-        lasted.then_some(FlowEndReason::ActiveTimeout)
     }
 
     fn count(&mut self, index: u32, direction: Direction, observation: &Observation, time_ms: u64) {
@@ -215,18 +239,12 @@ impl FlowCache {
     /// Hands over at most `budget` records of flows that are due at `now_ms`.
     pub fn expire(&mut self, now_ms: u64, budget: usize, emit: &mut impl FnMut(FlowRecord)) {
         for _ in 0..budget {
-            let first = |list: List, since: fn(&Slot) -> u64, timeout_ms: u64| {
-                let slot = self.slots.get(list.first as usize)?;
-                (now_ms.saturating_sub(since(slot)) >= timeout_ms).then_some(list.first)
-            };
-            if let Some(index) = first(self.closing, |slot| slot.end_ms, LINGER_MS) {
-                self.end(index, FlowEndReason::EndOfFlow, emit);
-            } else if let Some(index) = first(self.idle, |slot| slot.end_ms, self.limits.idle_timeout_ms) {
-                self.end(index, FlowEndReason::IdleTimeout, emit);
-            } else if let Some(index) = first(self.active, |slot| slot.start_ms, self.limits.active_timeout_ms) {
-                self.end_part(index, emit);
-            } else {
-                return;
+            let mut oldest =
+                [self.closing.first, self.idle.first, self.active.first].into_iter().filter(|first| *first != NONE);
+            match oldest.find_map(|index| Some((index, self.due(index, now_ms)?))) {
+                Some((index, Due::Part)) => self.end_part(index, emit),
+                Some((index, Due::End(reason))) => self.end(index, reason, emit),
+                None => return,
             }
         }
     }
@@ -435,6 +453,11 @@ mod tests {
                 "active timeout keeps the direction",
                 (0..=7).map(|n| (if n < 6 { there } else { back }, 0, n * 10_000)).collect(),
                 vec!["9 6/0 0-50000 2", "9 0/2 60000-70000 4"],
+            ),
+            (
+                "of two timeouts the first gives the reason",
+                (0..=4).map(|n| (there, 0, n * 11_500)).chain([((7, 8), 0, 70_000)]).collect(),
+                vec!["9 5/0 0-46000 2", "7 1/0 70000-70000 4"],
             ),
             ("time goes back", vec![(there, 0, 500), (back, 0, 400)], vec!["9 1/1 400-500 4"]),
         ];

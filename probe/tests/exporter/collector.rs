@@ -141,8 +141,9 @@ impl Collector {
         let port = listener.local_addr().expect("it is bound").port();
         let (sessions, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let (seen, stopped, config, manners) = (sessions.clone(), stop.clone(), tls.config(), manners.to_vec());
+        // A collector that is away at first must be so before the probe looks for it.
+        let mut listener = (!matches!(manners[0], Manner::IsAway(_))).then_some(listener);
         let serve = move || {
-            let mut listener = Some(listener);
             let last = manners.last().expect("a manner").clone();
             for manner in manners.into_iter().chain(std::iter::repeat(last)) {
                 if stopped.load(Ordering::Acquire) {
