@@ -193,6 +193,7 @@ fn ends(number: usize, rng: &mut Rng) -> FlowKey {
         destination_port: port,
         protocol,
         vlan: if number.is_multiple_of(5) { 100 + (number % 3) as u16 } else { 0 },
+        ..FlowKey::default()
     }
 }
 

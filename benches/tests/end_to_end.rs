@@ -28,6 +28,7 @@ fn flows_of(csv: &str) -> Flows {
             destination_port: number(5) as u16,
             protocol: number(6) as u8,
             vlan: number(13) as u16,
+            ..FlowKey::default()
         };
         let (forward, reverse) = flows.entry(key).or_default();
         for (counters, first, flags) in [(forward, 7, 11), (reverse, 9, 12)] {

@@ -161,13 +161,15 @@ fn flow(index: u64) -> FlowRecord {
             destination_port: 443,
             protocol: 6,
             vlan: (index % 5) as u16,
+            ..FlowKey::default()
         },
-        start_ms: START_MS + index,
-        end_ms: START_MS + 2 * index,
+        start_us: 1000 * (START_MS + index),
+        end_us: 1000 * (START_MS + 2 * index),
         forward: Counters { packets: index + 1, octets: 1500 * index + 40, tcp_flags: 0x1b },
         reverse: Counters { packets: index, octets: 40 * index, tcp_flags: 0x12 },
         tos: 8,
         end_reason: (index % 5) as u8 + 1,
+        ..FlowRecord::default()
     }
 }
 
@@ -552,7 +554,7 @@ fn a_full_store_slows_streams_down_and_loses_nothing() {
         let mut builder = MessageBuilder::new(60_000);
         builder.push_templates().expect("room");
         for index in 0..FLOWS {
-            let flow = FlowRecord { start_ms: START_MS + index % 1000, ..flow(index) };
+            let flow = FlowRecord { start_us: 1000 * (START_MS + index % 1000), ..flow(index) };
             if builder.push_flow(&flow).is_err() {
                 let records = builder.records();
                 batch.push(builder.finish(0, sequence, 1));

@@ -58,6 +58,7 @@ impl Random {
             destination_port: self.below(1024) as u16,
             protocol: [1, 6, 17, 132][self.below(4) as usize],
             vlan: self.below(3) as u16,
+            ..FlowKey::default()
         };
         let (end_ms, tos, end_reason) = (start_ms + self.below(120_000), self.next() as u8, self.below(6) as u8);
         let (forward, reverse) = (self.counters(), self.counters());
@@ -66,7 +67,16 @@ impl Random {
             exporter: "192.0.2.7".into(),
             domain: self.below(3) as u32,
             received_ms: end_ms + 1,
-            flow: FlowRecord { key, start_ms, end_ms, forward, reverse, tos, end_reason },
+            flow: FlowRecord {
+                key,
+                start_us: start_ms * 1000,
+                end_us: end_ms * 1000,
+                forward,
+                reverse,
+                tos,
+                end_reason,
+                ..FlowRecord::default()
+            },
         }
     }
 
@@ -231,7 +241,7 @@ fn what_goes_in_comes_out() {
         (Some("nowhere"), ALWAYS),
     ] {
         let wanted = |row: &&FlowRow| {
-            let start = row.flow.start_ms as i64;
+            let start = row.flow.start_ms() as i64;
             site.is_none_or(|site| *row.site == *site) && period.0 <= start && start < period.1
         };
         let mut expected: Vec<String> = flows.iter().filter(wanted).map(expected_line).collect();
@@ -455,7 +465,7 @@ fn hostile_times_force_early_flushes_and_nothing_more() {
     let mut random = Random(6);
     let mut early = 0;
     for _ in 0..60 {
-        let start_ms = (random.next() >> random.below(60)).min(u64::MAX - 200_000);
+        let start_ms = (random.next() >> random.below(60)).min(u64::MAX / 1000 - 200_000);
         early += usize::from(start_ms < DAY_MS);
         offer(&store, vec![Row::Flow(random.flow(start_ms))]);
     }

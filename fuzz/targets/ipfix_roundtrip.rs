@@ -147,6 +147,7 @@ fn key(source: std::net::IpAddr, destination: std::net::IpAddr, flow: &Flow) -> 
         destination_port: flow.ports[1],
         protocol: flow.octets[0],
         vlan: flow.vlan & 0x0fff,
+        ..FlowKey::default()
     }
 }
 
@@ -154,11 +155,12 @@ fn record(key: FlowKey, flow: &Flow) -> FlowRecord {
     let counters = |(packets, octets, tcp_flags)| Counters { packets, octets, tcp_flags };
     FlowRecord {
         key,
-        start_ms: flow.times[0],
-        end_ms: flow.times[1],
+        start_us: flow.times[0] / 1000 * 1000,
+        end_us: flow.times[1] / 1000 * 1000,
         forward: counters(flow.counters[0]),
         reverse: counters(flow.counters[1]),
         tos: flow.octets[1],
         end_reason: flow.octets[2],
+        ..FlowRecord::default()
     }
 }

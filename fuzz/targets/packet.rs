@@ -6,7 +6,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use nagare_wire::fragment::FragmentTable;
-use nagare_wire::packet::{self, LinkType, Observation, has_ports, is_extension_header};
+use nagare_wire::packet::{self, LinkType, Packet, has_ports, is_extension_header};
 use nagare_wire::steer;
 use std::net::IpAddr;
 
@@ -45,7 +45,7 @@ fn check(link: LinkType, frame: &[u8], cut: u32, table: &mut FragmentTable, now_
     fragments_join(&observation, table, now_ns);
 }
 
-fn sound(observation: &Observation) {
+fn sound(observation: &Packet) {
     let key = &observation.key;
     assert_eq!(key.source.is_ipv4(), key.destination.is_ipv4());
     assert!(observation.octets >= header_length(observation));
@@ -62,15 +62,15 @@ fn sound(observation: &Observation) {
 }
 
 /// The shortest header of its family.
-fn header_length(observation: &Observation) -> u32 {
+fn header_length(observation: &Packet) -> u32 {
     if observation.key.source.is_ipv4() { 20 } else { 40 }
 }
 
 /// Of a frame that was cut less is known, but nothing else.
-fn shorter_frames_agree(link: LinkType, frame: &[u8], wire_length: u32, whole: &Observation) {
+fn shorter_frames_agree(link: LinkType, frame: &[u8], wire_length: u32, whole: &Packet) {
     for length in [frame.len() / 2, frame.len().saturating_sub(1)] {
         let Ok(cut) = packet::decode(link, &frame[..length], wire_length) else { continue };
-        let known = |o: &Observation| (o.key.source, o.key.destination, o.key.vlan, o.octets, o.tos);
+        let known = |o: &Packet| (o.key.source, o.key.destination, o.key.vlan, o.octets, o.tos);
         assert_eq!(known(&cut), known(whole));
         assert!(cut.key.source_port == 0 || cut.key.source_port == whole.key.source_port);
         assert!(cut.tcp_flags == 0 || cut.tcp_flags == whole.tcp_flags);
@@ -78,7 +78,7 @@ fn shorter_frames_agree(link: LinkType, frame: &[u8], wire_length: u32, whole: &
 }
 
 /// The same packet with its addresses, and its ports where they are easily found, exchanged.
-fn the_way_back_has_the_reversed_key(packet: &[u8], wire_length: u32, there: &Observation) {
+fn the_way_back_has_the_reversed_key(packet: &[u8], wire_length: u32, there: &Packet) {
     let mut back = packet.to_vec();
     let (address, size, ports_at) = match there.key.source {
         IpAddr::V4(_) => (12, 4, Some(usize::from(packet[0] & 15) * 4)),
@@ -90,7 +90,7 @@ fn the_way_back_has_the_reversed_key(packet: &[u8], wire_length: u32, there: &Ob
         exchange(&mut back, at, 2);
     }
     let back = packet::decode(LinkType::RawIp, &back, wire_length).expect("its lengths are those of the way there");
-    let mut expected = Observation { key: there.key.reversed(), ..*there };
+    let mut expected = Packet { key: there.key.reversed(), ..*there };
     if ports_at.is_none() {
         (expected.key.source_port, expected.key.destination_port) = (there.key.source_port, there.key.destination_port);
     }
@@ -102,7 +102,7 @@ fn exchange(bytes: &mut [u8], at: usize, size: usize) {
     first.swap_with_slice(second);
 }
 
-fn fragments_join(observation: &Observation, table: &mut FragmentTable, now_ns: u64) {
+fn fragments_join(observation: &Packet, table: &mut FragmentTable, now_ns: u64) {
     let memory = table.memory_bytes();
     let mut resolved = *observation;
     table.resolve(&mut resolved, now_ns);

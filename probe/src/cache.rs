@@ -5,7 +5,7 @@
 
 use ahash::RandomState;
 use nagare_wire::flow::{Counters, Direction, FlowEndReason, FlowKey, FlowRecord};
-use nagare_wire::packet::Observation;
+use nagare_wire::packet::Packet;
 
 /// A conversation that has ended (FIN or RST) waits this long for its last acknowledgements.
 const LINGER_MS: u64 = 1000;
@@ -157,13 +157,13 @@ impl FlowCache {
     }
 
     /// Counts packets, each with the time it was captured at, and hands over the records of flows that they end.
-    pub fn observe(&mut self, batch: &[(Observation, u64)], emit: &mut impl FnMut(FlowRecord)) {
+    pub fn observe(&mut self, batch: &[(Packet, u64)], emit: &mut impl FnMut(FlowRecord)) {
         for (observation, time_ms) in batch {
             self.observe_one(observation, *time_ms, emit);
         }
     }
 
-    fn observe_one(&mut self, observation: &Observation, time_ms: u64, emit: &mut impl FnMut(FlowRecord)) {
+    fn observe_one(&mut self, observation: &Packet, time_ms: u64, emit: &mut impl FnMut(FlowRecord)) {
         let (key, direction) = observation.key.canonical();
         let bucket = self.bucket(&key);
         let index = match self.find(bucket, &key) {
@@ -184,7 +184,7 @@ impl FlowCache {
     }
 
     /// What is due of the flow before this packet: its timeouts, and its end where a new conversation begins.
-    fn due_before(&self, index: u32, observation: &Observation, time_ms: u64) -> Option<Due> {
+    fn due_before(&self, index: u32, observation: &Packet, time_ms: u64) -> Option<Due> {
         let opens = observation.key.protocol == TCP && observation.tcp_flags & (SYN | ACK) == SYN;
         let begins_anew = opens && self.slots[index as usize].closing;
         match self.due(index, time_ms) {
@@ -213,7 +213,7 @@ impl FlowCache {
         }
     }
 
-    fn count(&mut self, index: u32, direction: Direction, observation: &Observation, time_ms: u64) {
+    fn count(&mut self, index: u32, direction: Direction, observation: &Packet, time_ms: u64) {
         let slot = &mut self.slots[index as usize];
         if slot.has_packets() {
             slot.start_ms = slot.start_ms.min(time_ms);
@@ -279,7 +279,7 @@ impl FlowCache {
         bucket: usize,
         key: FlowKey,
         direction: Direction,
-        observation: &Observation,
+        observation: &Packet,
         emit: &mut impl FnMut(FlowRecord),
     ) -> u32 {
         if self.free == NONE {
@@ -335,7 +335,7 @@ impl FlowCache {
 }
 
 /// The initiator's direction: the first packet's, unless that is the answer to a SYN that was not seen.
-fn initiator(direction: Direction, observation: &Observation) -> Direction {
+fn initiator(direction: Direction, observation: &Packet) -> Direction {
     let answers = observation.key.protocol == TCP && observation.tcp_flags & (SYN | ACK) == SYN | ACK;
     match (direction, answers) {
         (direction, false) => direction,
@@ -352,6 +352,8 @@ const VACANT: Slot = Slot {
         destination_port: 0,
         protocol: 0,
         vlan: 0,
+        customer_vlan: 0,
+        tunnel: None,
     },
     initiator: Direction::Forward,
     closing: false,
@@ -380,12 +382,13 @@ impl Slot {
     fn record(&self, reason: FlowEndReason) -> FlowRecord {
         FlowRecord {
             key: if self.initiator == Direction::Forward { self.key } else { self.key.reversed() },
-            start_ms: self.start_ms,
-            end_ms: self.end_ms,
+            start_us: self.start_ms * 1000,
+            end_us: self.end_ms * 1000,
             forward: self.forward,
             reverse: self.reverse,
             tos: self.tos,
             end_reason: reason as u8,
+            ..FlowRecord::default()
         }
     }
 }
@@ -396,8 +399,8 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
-    fn packet(hosts: (u8, u8), tcp_flags: u16) -> Observation {
-        Observation {
+    fn packet(hosts: (u8, u8), tcp_flags: u16) -> Packet {
+        Packet {
             key: FlowKey {
                 source: [10, 0, 0, hosts.0].into(),
                 destination: [10, 0, 0, hosts.1].into(),
@@ -405,11 +408,12 @@ mod tests {
                 destination_port: 1000 + u16::from(hosts.1),
                 protocol: TCP,
                 vlan: 0,
+                ..FlowKey::default()
             },
             octets: 40 + u32::from(hosts.0),
             tcp_flags,
             tos: 0,
-            fragment: None,
+            ..Packet::default()
         }
     }
 
@@ -423,7 +427,7 @@ mod tests {
         let mut emit = |r: FlowRecord| {
             let host = r.key.source.to_string().split('.').next_back().unwrap().to_string();
             let (forward, reverse) = (r.forward.packets, r.reverse.packets);
-            records.push(format!("{host} {forward}/{reverse} {}-{} {}", r.start_ms, r.end_ms, r.end_reason));
+            records.push(format!("{host} {forward}/{reverse} {}-{} {}", r.start_ms(), r.end_ms(), r.end_reason));
         };
         for (hosts, flags, time_ms) in packets {
             cache.observe(&[(packet(*hosts, *flags), *time_ms)], &mut emit);

@@ -7,7 +7,7 @@ use crossbeam_queue::ArrayQueue;
 use nagare_service::run::Stop;
 use nagare_wire::flow::FlowRecord;
 use nagare_wire::fragment::FragmentTable;
-use nagare_wire::packet::{Ignore, Observation, decode};
+use nagare_wire::packet::{Ignore, Packet, decode};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -74,7 +74,7 @@ pub struct Worker<S> {
     source: S,
     cache: FlowCache,
     fragments: FragmentTable,
-    batch: Vec<(Observation, u64)>,
+    batch: Vec<(Packet, u64)>,
     parts: WorkerParts,
     finish: Finish,
 }
@@ -157,7 +157,7 @@ impl<S: CaptureSource> Worker<S> {
     }
 }
 
-fn observe(frame: Frame<'_>, fragments: &mut FragmentTable) -> Result<Observation, Ignore> {
+fn observe(frame: Frame<'_>, fragments: &mut FragmentTable) -> Result<Packet, Ignore> {
     let mut observation = decode(frame.link, frame.bytes, frame.wire_len)?;
     if observation.fragment.is_some() {
         fragments.resolve(&mut observation, frame.time_ns);

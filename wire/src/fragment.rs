@@ -1,6 +1,6 @@
 //! Later fragments carry no ports: a small bounded table finds those of their datagram's first fragment.
 
-use crate::packet::{Fragment, Observation};
+use crate::packet::{Fragment, Packet};
 use std::net::IpAddr;
 
 /// Slots that one datagram may be kept in; the oldest of them gives way.
@@ -38,7 +38,7 @@ impl FragmentTable {
     }
 
     /// Keeps the ports of a first fragment, gives them to a later one. Without its first fragment a later one keeps port 0.
-    pub fn resolve(&mut self, observation: &mut Observation, now_ns: u64) {
+    pub fn resolve(&mut self, observation: &mut Packet, now_ns: u64) {
         let Some(fragment) = observation.fragment else { return };
         let key = &mut observation.key;
         let same = |slot: &Datagram| {

@@ -1,6 +1,6 @@
-//! Frames become Observations: the decoder of link layers, IPv4, IPv6 and transport headers.
+//! Frames become Packets: the decoder of link layers, IPv4, IPv6 and transport headers.
 //!
-//! Total: every frame is either an [`Observation`] of the outermost IP packet or an [`Ignore`] with a name. A captured
+//! Total: every frame is either an [`Packet`] of the outermost IP packet or an [`Ignore`] with a name. A captured
 //! frame may be shorter than it was on the wire; what is missing of the transport header reads as port 0, no flags.
 
 use crate::flow::FlowKey;
@@ -107,9 +107,19 @@ pub struct Fragment {
     pub first: bool,
 }
 
-/// What is observed of one packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Observation {
+/// Which packet of a tunnelled frame makes the flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tunnels {
+    /// The outermost.
+    #[default]
+    Outer,
+    /// The innermost that can be read; the outer addresses and the tunnel's identifier are kept with it.
+    Inner,
+}
+
+/// What is read of one packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Packet {
     /// The key of the packet's direction.
     pub key: FlowKey,
     /// IP octets: header and payload.
@@ -120,10 +130,32 @@ pub struct Observation {
     pub tos: u8,
     /// Set where the packet is a fragment.
     pub fragment: Option<Fragment>,
+    /// Time to live or hop limit.
+    pub ttl: u8,
+    /// TCP sequence number, 0 for other protocols.
+    pub tcp_sequence: u32,
+    /// TCP window as it stands in the header, not scaled.
+    pub tcp_window: u16,
+    /// Octets after the transport header by the IP header's length: the payload of TCP and UDP; 0 for other protocols.
+    pub payload: u32,
+    /// ICMP or ICMPv6: the type times 256, plus the code.
+    pub icmp_type_code: u16,
+    /// IPv6 flow label.
+    pub flow_label: u32,
+    /// Source of the outermost Ethernet frame; zeros where the link layer has no such addresses.
+    pub source_mac: [u8; 6],
+    /// Its destination.
+    pub destination_mac: [u8; 6],
+    /// The top entry of the MPLS stack: label (20 bits), class, bottom bit; 0 where there is none.
+    pub mpls_top: u32,
+    /// Source and destination of the packet around it, where [`Tunnels::Inner`] found it in a tunnel.
+    pub outer: Option<(IpAddr, IpAddr)>,
+    /// VNI, TEID, GRE key, ERSPAN or L2TP session of that tunnel; 0 where it has none.
+    pub tunnel_id: u32,
 }
 
 /// Decodes a frame of which `frame` was captured and that had `wire_length` octets on the wire.
-pub fn decode(link: LinkType, frame: &[u8], wire_length: u32) -> Result<Observation, Ignore> {
+pub fn decode(link: LinkType, frame: &[u8], wire_length: u32) -> Result<Packet, Ignore> {
     let (vlan, packet) = match link {
         LinkType::Ppi => ppi(frame)?,
         link => link_layer(link, frame)?,
@@ -243,7 +275,7 @@ fn null(frame: &[u8]) -> Result<&[u8], Ignore> {
     }
 }
 
-fn ipv4(packet: &[u8], on_wire: usize, vlan: u16) -> Result<Observation, Ignore> {
+fn ipv4(packet: &[u8], on_wire: usize, vlan: u16) -> Result<Packet, Ignore> {
     let header: &[u8; 20] = packet.first_chunk().ok_or(Ignore::Truncated)?;
     let header_length = usize::from(header[0] & 0x0f) * 4;
     let total = match u16::from_be_bytes([header[2], header[3]]) {
@@ -271,7 +303,7 @@ fn ipv4(packet: &[u8], on_wire: usize, vlan: u16) -> Result<Observation, Ignore>
     ))
 }
 
-fn ipv6(packet: &[u8], on_wire: usize, vlan: u16) -> Result<Observation, Ignore> {
+fn ipv6(packet: &[u8], on_wire: usize, vlan: u16) -> Result<Packet, Ignore> {
     let header: &[u8; 40] = packet.first_chunk().ok_or(Ignore::Truncated)?;
     let payload_length = usize::from(u16::from_be_bytes([header[4], header[5]]));
     let next = header[6];
@@ -332,7 +364,7 @@ pub fn has_ports(protocol: u8) -> bool {
     matches!(protocol, 6 | 17 | 33 | 132 | 136)
 }
 
-fn transport(ip: Ip, payload: &[u8], octets: usize, vlan: u16) -> Observation {
+fn transport(ip: Ip, payload: &[u8], octets: usize, vlan: u16) -> Packet {
     let readable = ip.fragment.is_none_or(|fragment| fragment.first);
     let port = |at: usize| match be16(payload, at) {
         Ok(port) if readable && payload.len() >= 4 && has_ports(ip.protocol) => port,
@@ -342,7 +374,7 @@ fn transport(ip: Ip, payload: &[u8], octets: usize, vlan: u16) -> Observation {
         Ok(bits) if readable && ip.protocol == 6 => bits & 0x0fff,
         _ => 0,
     };
-    Observation {
+    Packet {
         key: FlowKey {
             source: ip.source,
             destination: ip.destination,
@@ -350,11 +382,13 @@ fn transport(ip: Ip, payload: &[u8], octets: usize, vlan: u16) -> Observation {
             destination_port: port(2),
             protocol: ip.protocol,
             vlan,
+            ..FlowKey::default()
         },
         octets: octets as u32,
         tcp_flags,
         tos: ip.tos,
         fragment: ip.fragment,
+        ..Packet::default()
     }
 }
 

@@ -47,6 +47,7 @@ mod tests {
             destination_port: 443,
             protocol: 6,
             vlan: 0,
+            ..FlowKey::default()
         }
     }
 

@@ -105,13 +105,15 @@ fn flow(random: &mut Random, start_ms: i64) -> FlowRecord {
             destination_port: port,
             protocol,
             vlan: [0, 0, 10][random.below(3) as usize],
+            ..FlowKey::default()
         },
-        start_ms: start_ms as u64,
-        end_ms: end_ms as u64,
+        start_us: start_ms as u64 * 1000,
+        end_us: end_ms as u64 * 1000,
         forward: Counters { packets: octets / 500 + 1, octets, tcp_flags: 0x1b },
         reverse: Counters { packets: rev_octets / 1_200 + 1, octets: rev_octets, tcp_flags: 0x1b },
         tos: 0,
         end_reason: 1 + random.below(5) as u8,
+        ..FlowRecord::default()
     }
 }
 
@@ -126,11 +128,11 @@ fn day_of_flows(random: &mut Random, from_ms: i64, count: usize) -> Vec<FlowReco
     while flows.len() < count {
         let start_ms = from_ms + random.below(DAY_MS as u64) as i64;
         let mut flow = flow(random, start_ms);
-        if silence.contains(&(flow.start_ms as i64)) {
+        if silence.contains(&(flow.start_ms() as i64)) {
             continue;
         }
-        if (flow.start_ms as i64) < silence.start {
-            flow.end_ms = flow.end_ms.min(silence.start as u64);
+        if (flow.start_ms() as i64) < silence.start {
+            flow.end_us = flow.end_us.min(silence.start as u64 * 1000);
         }
         flows.push(flow);
     }
@@ -213,7 +215,7 @@ struct Expected {
 
 /// What is in a day of octets that a flow spread evenly over its time.
 fn in_the_day(octets: u64, flow: &FlowRecord, from_ms: i64) -> u64 {
-    let (start, end) = (flow.start_ms as i128, flow.end_ms as i128);
+    let (start, end) = (flow.start_ms() as i128, flow.end_ms() as i128);
     let sent = |time: i128| match time - start {
         elapsed if elapsed <= 0 => 0,
         _ if time >= end => i128::from(octets),
@@ -232,7 +234,7 @@ fn expect(flows: &[FlowRecord], from_ms: i64) -> Expected {
         expected.totals.octets[forward as usize] += sent;
         expected.totals.octets[reverse as usize] += received;
         expected.totals.packets += in_the_day(flow.forward.packets + flow.reverse.packets, flow, from_ms);
-        expected.totals.flows += u64::from((from_ms..from_ms + DAY_MS).contains(&(flow.start_ms as i64)));
+        expected.totals.flows += u64::from((from_ms..from_ms + DAY_MS).contains(&(flow.start_ms() as i64)));
         let octets = sent + received;
         let mut ends = [flow.key.source, flow.key.destination].map(|address| address.to_string());
         for (end, side) in ends.iter().zip(sides).take(if ends[0] == ends[1] { 1 } else { 2 }) {
@@ -267,10 +269,14 @@ fn a_day_adds_up() {
     let yesterday = day_of_flows(&mut random, FROM_MS - DAY_MS, 500);
     let mut rows: Vec<Row> = Vec::new();
     for flow in today.iter().chain(&yesterday) {
-        rows.push(Row::Flow(flow_row("tokyo", flow.end_ms as i64 + 20_000, *flow)));
+        rows.push(Row::Flow(flow_row("tokyo", flow.end_ms() as i64 + 20_000, *flow)));
     }
     rows.push(Row::Flow(flow_row("osaka", FROM_MS, today[0])));
-    rows.push(Row::Flow(flow_row("tokyo", FROM_MS, FlowRecord { start_ms: (FROM_MS + DAY_MS) as u64, ..today[0] })));
+    rows.push(Row::Flow(flow_row(
+        "tokyo",
+        FROM_MS,
+        FlowRecord { start_us: (FROM_MS + DAY_MS) as u64 * 1000, ..today[0] },
+    )));
     rows.extend(day_of_books());
     rows.extend([
         session(FROM_MS - 60_000, "running", 1_000, 5),

@@ -126,7 +126,7 @@ impl TableRow for FlowRow {
     }
 
     fn time_ms(&self) -> u64 {
-        self.flow.start_ms
+        self.flow.start_ms()
     }
 
     fn columns(rows: &[FlowRow]) -> Vec<ArrayRef> {
@@ -135,8 +135,8 @@ impl TableRow for FlowRow {
             text(rows, |row| &*row.exporter),
             Arc::new(UInt32Array::from_iter_values(rows.iter().map(|row| row.domain))),
             times(rows, |row| row.received_ms),
-            times(rows, |row| row.flow.start_ms),
-            times(rows, |row| row.flow.end_ms),
+            times(rows, |row| row.flow.start_ms()),
+            times(rows, |row| row.flow.end_ms()),
             displayed(rows, |row| row.flow.key.source),
             displayed(rows, |row| row.flow.key.destination),
             Arc::new(UInt16Array::from_iter_values(rows.iter().map(|row| row.flow.key.source_port))),

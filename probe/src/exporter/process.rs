@@ -113,9 +113,10 @@ mod tests {
             destination_port: 2,
             protocol: 17,
             vlan: 0,
+            ..FlowKey::default()
         };
         let forward = Counters { packets: 2, octets: 100, tcp_flags: 0 };
-        FlowRecord { key, start_ms: 1, end_ms: 2, forward, reverse: Counters::default(), tos: 0, end_reason: 1 }
+        FlowRecord { key, start_us: 1000, end_us: 2000, forward, end_reason: 1, ..FlowRecord::default() }
     }
 
     #[test]

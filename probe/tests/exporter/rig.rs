@@ -168,9 +168,10 @@ pub fn flow(number: u32) -> FlowRecord {
         destination_port: 443,
         protocol: 17,
         vlan: 0,
+        ..FlowKey::default()
     };
     let forward = Counters { packets: 1 + u64::from(number % 7), octets: 60 + u64::from(number % 1000), tcp_flags: 0 };
-    FlowRecord { key, start_ms: 1, end_ms: 2, forward, reverse: Counters::default(), tos: 0, end_reason: 1 }
+    FlowRecord { key, start_us: 1000, end_us: 2000, forward, end_reason: 1, ..FlowRecord::default() }
 }
 
 /// The number of a flow.

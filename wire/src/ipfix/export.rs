@@ -137,8 +137,8 @@ impl MessageBuilder {
             IpAddr::V6(_) => (FLOW_IPV6, FLOW_IPV6_LENGTH),
         };
         self.push(template, length, |out| {
-            out.extend_from_slice(&flow.start_ms.to_be_bytes());
-            out.extend_from_slice(&flow.end_ms.to_be_bytes());
+            out.extend_from_slice(&flow.start_ms().to_be_bytes());
+            out.extend_from_slice(&flow.end_ms().to_be_bytes());
             for address in [key.source, key.destination] {
                 match address {
                     IpAddr::V4(address) => out.extend_from_slice(&address.octets()),

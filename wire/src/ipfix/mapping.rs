@@ -135,8 +135,8 @@ struct Direction {
 
 #[derive(Default)]
 struct Times {
-    start_ms: Option<u64>,
-    end_ms: Option<u64>,
+    start_us: Option<u64>,
+    end_us: Option<u64>,
     start_uptime_ms: Option<u64>,
     end_uptime_ms: Option<u64>,
     duration_ms: Option<u64>,
@@ -157,7 +157,7 @@ fn flow(header: &MessageHeader, record: &DataRecord<'_>) -> Mapped {
     if source.is_ipv4() != destination.is_ipv4() {
         return Mapped::Other;
     }
-    let (start_ms, end_ms) = draft.times.resolve(header.export_time);
+    let (start_us, end_us) = draft.times.resolve(header.export_time);
     Mapped::Flow(FlowRecord {
         key: FlowKey {
             source,
@@ -166,13 +166,15 @@ fn flow(header: &MessageHeader, record: &DataRecord<'_>) -> Mapped {
             destination_port: draft.destination_port,
             protocol: draft.protocol,
             vlan: draft.vlan,
+            ..FlowKey::default()
         },
-        start_ms,
-        end_ms,
+        start_us,
+        end_us,
         forward: draft.forward.counters(),
         reverse: draft.reverse.counters(),
         tos: draft.tos,
         end_reason: draft.end_reason,
+        ..FlowRecord::default()
     })
 }
 
@@ -236,16 +238,16 @@ impl Direction {
 
 impl Times {
     fn element(&mut self, element: u16, bytes: &[u8], number: u64, export_time: u32) {
-        let before_export = || (u64::from(export_time) * 1000).saturating_sub(number / 1000);
+        let before_export = || (u64::from(export_time) * 1_000_000).saturating_sub(number);
         match element {
-            ie::FLOW_START_MILLISECONDS => self.start_ms = Some(number),
-            ie::FLOW_END_MILLISECONDS => self.end_ms = Some(number),
-            ie::FLOW_START_SECONDS => self.start_ms = Some(number.saturating_mul(1000)),
-            ie::FLOW_END_SECONDS => self.end_ms = Some(number.saturating_mul(1000)),
-            ie::FLOW_START_MICROSECONDS | ie::FLOW_START_NANOSECONDS => self.start_ms = ntp_ms(bytes),
-            ie::FLOW_END_MICROSECONDS | ie::FLOW_END_NANOSECONDS => self.end_ms = ntp_ms(bytes),
-            ie::FLOW_START_DELTA_MICROSECONDS => self.start_ms = Some(before_export()),
-            ie::FLOW_END_DELTA_MICROSECONDS => self.end_ms = Some(before_export()),
+            ie::FLOW_START_MILLISECONDS => self.start_us = Some(number.saturating_mul(1000)),
+            ie::FLOW_END_MILLISECONDS => self.end_us = Some(number.saturating_mul(1000)),
+            ie::FLOW_START_SECONDS => self.start_us = Some(number.saturating_mul(1_000_000)),
+            ie::FLOW_END_SECONDS => self.end_us = Some(number.saturating_mul(1_000_000)),
+            ie::FLOW_START_MICROSECONDS | ie::FLOW_START_NANOSECONDS => self.start_us = ntp_us(bytes),
+            ie::FLOW_END_MICROSECONDS | ie::FLOW_END_NANOSECONDS => self.end_us = ntp_us(bytes),
+            ie::FLOW_START_DELTA_MICROSECONDS => self.start_us = Some(before_export()),
+            ie::FLOW_END_DELTA_MICROSECONDS => self.end_us = Some(before_export()),
             ie::FLOW_START_SYS_UP_TIME => self.start_uptime_ms = Some(number),
             ie::FLOW_END_SYS_UP_TIME => self.end_uptime_ms = Some(number),
             ie::FLOW_DURATION_MILLISECONDS => self.duration_ms = Some(number),
@@ -256,20 +258,22 @@ impl Times {
 
     /// Start and end; where the record names neither, the Message's export time is the best that is known.
     fn resolve(&self, export_time: u32) -> (u64, u64) {
-        let export_ms = u64::from(export_time) * 1000;
-        let since_init = |uptime: Option<u64>| Some(self.init_time_ms?.saturating_add(uptime?));
-        let start = self.start_ms.or_else(|| since_init(self.start_uptime_ms));
-        let end = self.end_ms.or_else(|| since_init(self.end_uptime_ms));
+        let export_us = u64::from(export_time) * 1_000_000;
+        let since_init = |uptime: Option<u64>| Some(self.init_time_ms?.saturating_add(uptime?).saturating_mul(1000));
+        let start = self.start_us.or_else(|| since_init(self.start_uptime_ms));
+        let end = self.end_us.or_else(|| since_init(self.end_uptime_ms));
         let duration = self.duration_ms.or_else(|| self.end_uptime_ms?.checked_sub(self.start_uptime_ms?)).unwrap_or(0);
-        let end = end.or_else(|| Some(start?.saturating_add(duration))).unwrap_or(export_ms);
+        let duration = duration.saturating_mul(1000);
+        let end = end.or_else(|| Some(start?.saturating_add(duration))).unwrap_or(export_us);
         (start.unwrap_or(end.saturating_sub(duration)), end)
     }
 }
 
-/// Milliseconds since 1970 of an NTP timestamp: seconds since 1900 and a fraction of 2^32 (RFC 7011, 6.1.9 and 6.1.10).
-fn ntp_ms(bytes: &[u8]) -> Option<u64> {
+/// Microseconds since 1970 of an NTP timestamp: seconds since 1900 and a fraction of 2^32 (RFC 7011, 6.1.9 and 6.1.10).
+fn ntp_us(bytes: &[u8]) -> Option<u64> {
     const FROM_1900_TO_1970_S: u64 = 2_208_988_800;
     let value = u64::from_be_bytes(bytes.try_into().ok()?);
     let seconds = (value >> 32).checked_sub(FROM_1900_TO_1970_S)?;
-    Some(seconds * 1000 + (((value & 0xffff_ffff) * 1000) >> 32))
+    // To the nearest: an Exporter that cuts the fraction gets back the microsecond that it began with.
+    Some(seconds * 1_000_000 + (((value & 0xffff_ffff) * 1_000_000 + (1 << 31)) >> 32))
 }
