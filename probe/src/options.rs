@@ -88,6 +88,9 @@ pub struct Options {
     /// Export a flow that goes on in parts of this length [default: 60s]
     #[arg(short = 't', long, visible_alias = "lifetime-timeout", value_name = "TIME", help_heading = "Metering")]
     pub active_timeout: Option<Span>,
+    /// End a TCP flow of which only SYNs of one side were seen after this long [default: 5s]
+    #[arg(long, value_name = "TIME", help_heading = "Metering")]
+    pub unanswered_timeout: Option<Span>,
     /// Flows that each worker holds at most; beyond, the one idle longest is exported early [default: 524288]
     #[arg(short = 'M', long, visible_alias = "max-num-flows", value_name = "N", help_heading = "Metering")]
     pub flows_max: Option<usize>,
@@ -204,7 +207,10 @@ impl Options {
         let limits = CacheLimits {
             idle_timeout_ms: span(self.idle_timeout, 15).as_millis() as u64,
             active_timeout_ms: span(self.active_timeout, 60).as_millis() as u64,
+            unanswered_timeout_ms: span(self.unanswered_timeout, 5).as_millis() as u64,
             flows_max: self.flows_max.unwrap_or(524_288),
+            measure: false,
+            outer: false,
         };
         if limits.flows_max == 0 || limits.flows_max > u32::MAX as usize / 2 {
             return Err(PlanError(format!("--flows-max {} is not between 1 and {}", limits.flows_max, u32::MAX / 2)));

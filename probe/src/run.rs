@@ -163,7 +163,7 @@ impl Probe<'_> {
     fn memory(&self) -> Vec<(String, u64)> {
         let workers = self.meters.len();
         let mut memory = self.memory.clone();
-        for (name, bytes) in Worker::<crate::capture::file::FileSource>::memory(self.plan.limits.flows_max) {
+        for (name, bytes) in Worker::<crate::capture::file::FileSource>::memory(&self.plan.limits) {
             memory.push((name.to_string(), (bytes * workers) as u64));
         }
         memory.push(("rings to the exporter".into(), (RecordRing::memory_bytes(RING_RECORDS) * workers) as u64));

@@ -7,7 +7,8 @@ use crossbeam_queue::ArrayQueue;
 use nagare_service::run::Stop;
 use nagare_wire::flow::FlowRecord;
 use nagare_wire::fragment::FragmentTable;
-use nagare_wire::packet::{Ignore, Packet, decode};
+use nagare_wire::observation::{Captured, Observation, Observer};
+use nagare_wire::packet::{Ignore, Tunnels};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -73,8 +74,8 @@ pub struct WorkerParts {
 pub struct Worker<S> {
     source: S,
     cache: FlowCache,
-    fragments: FragmentTable,
-    batch: Vec<(Packet, u64)>,
+    observer: Observer,
+    batch: Box<[Observation; BATCH]>,
     parts: WorkerParts,
     finish: Finish,
 }
@@ -86,16 +87,16 @@ impl<S: CaptureSource> Worker<S> {
         Worker {
             source,
             cache: FlowCache::new(parts.limits),
-            fragments: FragmentTable::new(DATAGRAMS, seed),
-            batch: Vec::with_capacity(BATCH),
+            observer: Observer::new(Tunnels::Outer, parts.limits.measure, FragmentTable::new(DATAGRAMS, seed)),
+            batch: Box::new([Observation::default(); BATCH]),
             finish: Finish(parts.ring.clone()),
             parts,
         }
     }
 
     /// Memory of a worker with so many flows, bytes, by name.
-    pub fn memory(flows_max: usize) -> [(&'static str, usize); 2] {
-        [("flow cache", FlowCache::memory_bytes(flows_max)), ("fragment table", FragmentTable::memory_bytes(DATAGRAMS))]
+    pub fn memory(limits: &CacheLimits) -> [(&'static str, usize); 2] {
+        [("flow cache", FlowCache::memory_bytes(limits)), ("fragment table", FragmentTable::memory_bytes(DATAGRAMS))]
     }
 
     /// Meters until the source ends, then flushes the cache. What was metered is handed over also where the source fails.
@@ -114,33 +115,34 @@ impl<S: CaptureSource> Worker<S> {
 
     fn meter(&mut self) -> io::Result<()> {
         loop {
-            let Worker { source, fragments, batch, parts, .. } = self;
+            let Worker { source, observer, batch, parts, .. } = self;
             if parts.stop.as_ref().is_some_and(Stop::is_set) {
                 return Ok(());
             }
-            let mut octets = 0u64;
+            let mut taken = 0;
             let mut ignored = [0u64; Ignore::ALL.len()];
-            let received = source.receive(BATCH, WAIT, |frame| match observe(frame, fragments) {
-                Ok(observation) => {
-                    octets += u64::from(observation.octets);
-                    batch.push((observation, frame.time_ns / 1_000_000));
-                }
-                Err(ignore) => ignored[ignore as usize] += 1,
-            });
+            let received =
+                source.receive(BATCH, WAIT, |frame| match observer.observe(&captured(&frame), &mut batch[taken]) {
+                    Ok(()) => taken += 1,
+                    Err(ignore) => ignored[ignore as usize] += 1,
+                });
             // Frames that came before the source failed count, too. Upstream first: whoever reads downstream first never sees
             // more metered than received.
-            parts.counters.received.add(batch.len() as u64 + ignored.iter().sum::<u64>());
-            parts.counters.octets.add(octets);
-            parts.counters.metered.add(batch.len() as u64);
+            let batch = &mut batch[..taken];
+            parts.counters.received.add(taken as u64 + ignored.iter().sum::<u64>());
+            parts.counters.octets.add(batch.iter().map(|packet| u64::from(packet.octets)).sum());
+            parts.counters.metered.add(taken as u64);
             for (counter, count) in parts.counters.ignored.iter().zip(ignored).filter(|(_, count)| *count > 0) {
                 counter.add(count);
             }
             let cache = &mut self.cache;
             cache.observe(batch, &mut |record| hand_over(parts, record));
-            batch.clear();
             let received = received?;
-            let budget = if received.end { usize::MAX } else { EXPIRY_BUDGET };
-            cache.expire(received.now_ns / 1_000_000, budget, &mut |record| hand_over(parts, record));
+            let now_us = received.now_ns / 1000;
+            match received.end {
+                true => cache.expire_all(now_us, &mut |record| hand_over(parts, record)),
+                false => cache.expire(now_us, EXPIRY_BUDGET, &mut |record| hand_over(parts, record)),
+            }
             self.publish();
             if received.end {
                 return Ok(());
@@ -157,12 +159,9 @@ impl<S: CaptureSource> Worker<S> {
     }
 }
 
-fn observe(frame: Frame<'_>, fragments: &mut FragmentTable) -> Result<Packet, Ignore> {
-    let mut observation = decode(frame.link, frame.bytes, frame.wire_len)?;
-    if observation.fragment.is_some() {
-        fragments.resolve(&mut observation, frame.time_ns);
-    }
-    Ok(observation)
+fn captured<'a>(frame: &Frame<'a>) -> Captured<'a> {
+    let Frame { time_ns, bytes, wire_len, link } = *frame;
+    Captured { link, bytes, wire_length: wire_len, time_ns, interface: 1 }
 }
 
 /// Puts a record into the ring, or counts it where the ring is full.
@@ -204,7 +203,14 @@ mod tests {
     fn what_came_before_a_source_failed_is_metered() {
         let (ring, counters) = (Arc::new(RecordRing::new(8)), Arc::new(MeterCounters::default()));
         let parts = WorkerParts {
-            limits: CacheLimits { idle_timeout_ms: 1000, active_timeout_ms: 1000, flows_max: 8 },
+            limits: CacheLimits {
+                idle_timeout_ms: 1000,
+                active_timeout_ms: 1000,
+                unanswered_timeout_ms: 1000,
+                flows_max: 8,
+                measure: false,
+                outer: false,
+            },
             ring: ring.clone(),
             counters: counters.clone(),
             waits: false,

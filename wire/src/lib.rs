@@ -8,5 +8,6 @@
 pub mod flow;
 pub mod fragment;
 pub mod ipfix;
+pub mod observation;
 pub mod packet;
 pub mod steer;
