@@ -1,8 +1,9 @@
 //! Measurements beyond the counters: one more line per flow, kept where the template asks for them.
 
-use super::table::Hot;
-use nagare_wire::flow::{Direction, DirectionMeasured, Measured};
-use nagare_wire::observation::Observation;
+use super::initiator_of;
+use super::table::{Hot, Zeroed};
+use nagare_wire::flow::{DirectionMeasured, Measured};
+use nagare_wire::observation::{CompactKey, Observation};
 
 /// A packet that brings octets from below the highest sequence number fills a gap if it comes this soon after the packet
 /// before; later it is a retransmission.
@@ -13,6 +14,8 @@ const SYN: u16 = 0x02;
 const RST: u16 = 0x04;
 const ACK: u16 = 0x10;
 const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ICMP: [u8; 2] = [1, 58];
 
 /// Bits of [`Hot::stage`]: a gap is open, by direction.
 const AHEAD: [u8; 2] = [0x01, 0x02];
@@ -42,7 +45,7 @@ pub struct Measure {
     ttl_min: [u8; 2],
     ttl_max: [u8; 2],
     /// For TCP the first sequence number; for ICMP of the first packet the type and code.
-    pub initial: [u32; 2],
+    initial: [u32; 2],
     next: [u32; 2],
     server_us: u32,
     client_us: u32,
@@ -51,9 +54,79 @@ pub struct Measure {
 
 const _: () = assert!(size_of::<Measure>() == 64);
 
-impl Measure {
+/// What a cache measures beside its counters: nothing, or a [`Measure`] of each flow.
+pub trait More: Zeroed {
+    /// Whether anything is measured.
+    const MEASURES: bool;
+
     /// Begins a flow.
-    pub const NEW: Measure = Measure {
+    fn begin(packet: &Observation) -> Self;
+    /// Takes a packet of the flow in `hot`, before the counters have it.
+    fn take(&mut self, hot: &mut Hot, packet: &Observation);
+    /// What the record says: counters since the last record, times that have been taken.
+    fn measured(&self, hot: &Hot) -> Measured;
+    /// ICMP type and code of the first packet.
+    fn icmp_type_code(&self, hot: &Hot) -> u16;
+    /// After a part of the flow was exported: counters begin anew, times that were told are not told again.
+    fn begin_part(&mut self, stage: u8);
+}
+
+impl More for () {
+    const MEASURES: bool = false;
+
+    fn begin(_: &Observation) {}
+
+    #[inline(always)]
+    fn take(&mut self, _: &mut Hot, _: &Observation) {}
+
+    fn measured(&self, _: &Hot) -> Measured {
+        Measured::default()
+    }
+
+    fn icmp_type_code(&self, _: &Hot) -> u16 {
+        0
+    }
+
+    fn begin_part(&mut self, _: u8) {}
+}
+
+impl More for Measure {
+    const MEASURES: bool = true;
+
+    fn begin(packet: &Observation) -> Measure {
+        let icmp = u32::from(packet.details.icmp_type_code);
+        Measure { initial: [icmp, 0], ..Measure::NEW }
+    }
+
+    #[inline]
+    fn take(&mut self, hot: &mut Hot, packet: &Observation) {
+        self.count(hot, packet);
+    }
+
+    fn measured(&self, hot: &Hot) -> Measured {
+        self.told(hot)
+    }
+
+    fn icmp_type_code(&self, hot: &Hot) -> u16 {
+        let protocol = (CompactKey { words: hot.words }).protocol();
+        if ICMP.contains(&protocol) { self.initial[0] as u16 } else { 0 }
+    }
+
+    fn begin_part(&mut self, stage: u8) {
+        let taken = |done: bool, value: u32| if done { 0 } else { value };
+        *self = Measure {
+            initial: self.initial,
+            next: self.next,
+            server_us: taken(stage & ANSWERED != 0, self.server_us),
+            client_us: taken(stage & (ANSWERED | SYN_SEEN) == ANSWERED, self.client_us),
+            application_us: taken(stage & RESPONDED != 0, self.application_us),
+            ..Measure::NEW
+        };
+    }
+}
+
+impl Measure {
+    const NEW: Measure = Measure {
         layer2_low: [0; 2],
         layer2_high: [0; 2],
         length_min: [u16::MAX; 2],
@@ -70,9 +143,9 @@ impl Measure {
         application_us: 0,
     };
 
-    /// Takes a packet of the flow in `hot`, before the counters have it; `initiator` is the direction of who began.
     #[inline]
-    pub fn take(&mut self, hot: &mut Hot, initiator: Direction, packet: &Observation) {
+    fn count(&mut self, hot: &mut Hot, packet: &Observation) {
+        let initiator = initiator_of(hot.state);
         let (details, d) = (&packet.details, packet.direction as usize);
         let (low, carried) = self.layer2_low[d].overflowing_add(details.layer2_octets);
         self.layer2_low[d] = low;
@@ -89,7 +162,7 @@ impl Measure {
                 self.take_handshake(hot, packet.direction == initiator, packet);
             }
         }
-        if details.payload > 0 && hot.stage & RESPONDED == 0 && (is_tcp || packet.key.protocol() == 17) {
+        if details.payload > 0 && hot.stage & RESPONDED == 0 && (is_tcp || packet.key.protocol() == UDP) {
             self.take_request(hot, packet.direction == initiator, packet.time_us);
         }
     }
@@ -174,8 +247,7 @@ impl Measure {
         }
     }
 
-    /// What the record says: counters since the last record, times that have been taken.
-    pub fn measured(&self, hot: &Hot, initiator: Direction) -> Measured {
+    fn told(&self, hot: &Hot) -> Measured {
         let of = |d: usize| match hot.packets[d] {
             0 => DirectionMeasured::default(),
             _ => DirectionMeasured {
@@ -190,7 +262,7 @@ impl Measure {
                 zero_window: u32::from(self.zero_window[d]),
             },
         };
-        let forward = initiator as usize;
+        let forward = initiator_of(hot.state) as usize;
         let taken = |done: bool, value: u32| if done { value } else { 0 };
         Measured {
             forward: of(forward),
@@ -199,18 +271,5 @@ impl Measure {
             client_network_us: taken(hot.stage & (ANSWERED | SYN_SEEN) == ANSWERED, self.client_us),
             application_us: taken(hot.stage & RESPONDED != 0, self.application_us),
         }
-    }
-
-    /// After a part of the flow was exported: counters begin anew, times that were told are not told again.
-    pub fn begin_part(&mut self, stage: u8) {
-        let taken = |done: bool, value: u32| if done { 0 } else { value };
-        *self = Measure {
-            initial: self.initial,
-            next: self.next,
-            server_us: taken(stage & ANSWERED != 0, self.server_us),
-            client_us: taken(stage & (ANSWERED | SYN_SEEN) == ANSWERED, self.client_us),
-            application_us: taken(stage & RESPONDED != 0, self.application_us),
-            ..Measure::NEW
-        };
     }
 }

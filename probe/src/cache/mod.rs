@@ -14,10 +14,10 @@
 pub mod measure;
 mod table;
 
-use measure::Measure;
+use measure::{Measure, More};
 use nagare_wire::flow::{Counters, Direction, FlowEndReason, FlowRecord, Origin};
 use nagare_wire::observation::{ADDRESS_BITS, CompactKey, KIND_PLAIN, KIND_WIDE_IPV6, Observation, Wide, WideKey};
-use table::{ALL, Cold, Group, Hot, Outer, Pages, SLOTS, prefetch};
+use table::{ALL, Cold, Group, Hot, Outer, Pages, SLOTS, Slot, prefetch};
 
 /// A conversation that has ended (FIN or RST) waits this long for its last acknowledgements.
 const LINGER_US: u64 = 1_000_000;
@@ -26,7 +26,7 @@ const TICK_SHIFT: u32 = 18;
 /// How far ahead a flow is armed at most; it is armed again when that has passed.
 const HORIZON_TICKS: u64 = 100;
 /// Packets of which the waits for memory overlap.
-const BATCH: usize = 32;
+const BATCH: usize = 64;
 /// Flows whose lines a core's own cache holds: up to here prefetching costs more than it brings.
 const RESIDENT_FLOWS: usize = 4096;
 /// Of 1000 slots, as many may hold flows: beyond, groups that are full would send flows away early.
@@ -41,7 +41,6 @@ const SYN: u16 = 0x02;
 const RST: u16 = 0x04;
 const ACK: u16 = 0x10;
 const TCP: u8 = 6;
-const ICMP: [u8; 2] = [1, 58];
 
 /// Bits of [`Hot::state`]: the initiator is the higher end.
 const INITIATOR_HIGHER: u8 = 0x01;
@@ -73,15 +72,86 @@ pub struct CacheLimits {
     pub outer: bool,
 }
 
-/// Flows in a table that is reserved at the start.
-pub struct FlowCache {
+/// A flow cache that measures as much as its limits ask for.
+pub enum FlowCache {
+    /// Counters alone: a line a flow.
+    Basic(Box<Cache<()>>),
+    /// Everything: two lines a flow, side by side.
+    Full(Box<Cache<Measure>>),
+}
+
+/// Does the same with the cache of either kind.
+macro_rules! either {
+    ($of:expr, $cache:ident => $does:expr) => {
+        match $of {
+            FlowCache::Basic($cache) => $does,
+            FlowCache::Full($cache) => $does,
+        }
+    };
+}
+
+impl FlowCache {
+    /// Reserves all of the cache's memory. The hash is keyed at random: a sender cannot aim flows at one group.
+    pub fn new(limits: CacheLimits) -> FlowCache {
+        let random = ahash::RandomState::new();
+        FlowCache::with_seeds(limits, [0u8, 1, 2, 3].map(|n| random.hash_one(n)))
+    }
+
+    /// A cache whose hash is known, for tests.
+    fn with_seeds(limits: CacheLimits, seeds: [u64; 4]) -> FlowCache {
+        match limits.measure {
+            true => FlowCache::Full(Box::new(Cache::new(limits, seeds))),
+            false => FlowCache::Basic(Box::new(Cache::new(limits, seeds))),
+        }
+    }
+
+    /// Memory that a cache with such limits takes, bytes.
+    pub fn memory_bytes(limits: &CacheLimits) -> usize {
+        match limits.measure {
+            true => Cache::<Measure>::memory_bytes(limits),
+            false => Cache::<()>::memory_bytes(limits),
+        }
+    }
+
+    /// Flows held.
+    pub fn live(&self) -> usize {
+        either!(self, cache => cache.live)
+    }
+
+    /// Packets counted that no record has carried away yet.
+    pub fn packets(&self) -> u64 {
+        either!(self, cache => cache.packets)
+    }
+
+    /// Counts packets and hands over the records of flows that they end. The keys of the batch are completed in place.
+    pub fn observe(&mut self, batch: &mut [Observation], emit: &mut impl FnMut(FlowRecord)) {
+        either!(self, cache => cache.observe(batch, emit))
+    }
+
+    /// Hands over records of flows that are due at `now_us`, about `budget` of them. The hand keeps pace with the time: each call
+    /// looks at as many groups as the time since the last one asks for, so that no call takes long.
+    pub fn expire(&mut self, now_us: u64, budget: usize, emit: &mut impl FnMut(FlowRecord)) {
+        either!(self, cache => cache.expire(now_us, budget, emit))
+    }
+
+    /// Hands over the records of all flows that are due at `now_us`.
+    pub fn expire_all(&mut self, now_us: u64, emit: &mut impl FnMut(FlowRecord)) {
+        either!(self, cache => cache.expire_all(now_us, emit))
+    }
+
+    /// Ends all flows, as when the Metering Process stops.
+    pub fn flush(&mut self, emit: &mut impl FnMut(FlowRecord)) {
+        either!(self, cache => cache.flush(emit))
+    }
+}
+
+/// Flows in a table that is reserved at the start; `M` is what is measured beside the counters.
+pub struct Cache<M: More> {
     limits: CacheLimits,
     seeds: [u64; 4],
     groups: Pages<Group>,
-    hot: Pages<Hot>,
+    slots: Pages<Slot<M>>,
     cold: Pages<Cold>,
-    /// Empty unless asked for.
-    measures: Pages<Measure>,
     /// Empty unless asked for.
     outers: Pages<Outer>,
     live: usize,
@@ -129,25 +199,17 @@ fn group_count(flows_max: usize) -> usize {
     (flows_max * 1000).div_ceil(SLOTS * LOAD_PERMILLE).max(1)
 }
 
-impl FlowCache {
-    /// Reserves all of the cache's memory. The hash is keyed at random: a sender cannot aim flows at one group.
-    pub fn new(limits: CacheLimits) -> FlowCache {
-        let random = ahash::RandomState::new();
-        FlowCache::with_seeds(limits, [0u8, 1, 2, 3].map(|n| random.hash_one(n)))
-    }
-
-    /// A cache whose hash is known, for tests.
-    fn with_seeds(limits: CacheLimits, seeds: [u64; 4]) -> FlowCache {
+impl<M: More> Cache<M> {
+    fn new(limits: CacheLimits, seeds: [u64; 4]) -> Cache<M> {
         let flows_max = limits.flows_max.clamp(1, u32::MAX as usize / 2);
         let groups = group_count(flows_max);
         let slots = groups * SLOTS;
-        FlowCache {
+        Cache {
             limits: CacheLimits { flows_max, ..limits },
             seeds,
             groups: Pages::new(groups),
-            hot: Pages::new(slots),
+            slots: Pages::new(slots),
             cold: Pages::new(slots),
-            measures: Pages::new(if limits.measure { slots } else { 0 }),
             outers: Pages::new(if limits.outer { slots } else { 0 }),
             live: 0,
             packets: 0,
@@ -157,53 +219,33 @@ impl FlowCache {
         }
     }
 
-    /// Memory that a cache with such limits takes, bytes.
-    pub fn memory_bytes(limits: &CacheLimits) -> usize {
+    fn memory_bytes(limits: &CacheLimits) -> usize {
         let groups = group_count(limits.flows_max);
         let slots = groups * SLOTS;
         Pages::<Group>::bytes(groups)
-            + Pages::<Hot>::bytes(slots)
+            + Pages::<Slot<M>>::bytes(slots)
             + Pages::<Cold>::bytes(slots)
-            + Pages::<Measure>::bytes(if limits.measure { slots } else { 0 })
             + Pages::<Outer>::bytes(if limits.outer { slots } else { 0 })
     }
 
-    /// Flows held.
-    pub fn live(&self) -> usize {
-        self.live
-    }
-
-    /// Packets counted that no record has carried away yet.
-    pub fn packets(&self) -> u64 {
-        self.packets
-    }
-
-    /// Counts packets and hands over the records of flows that they end. The keys of the batch are completed in place.
-    pub fn observe(&mut self, batch: &mut [Observation], emit: &mut impl FnMut(FlowRecord)) {
-        match self.limits.measure {
-            true => self.observe_as::<true>(batch, emit),
-            false => self.observe_as::<false>(batch, emit),
-        }
-    }
-
-    fn observe_as<const MEASURE: bool>(&mut self, batch: &mut [Observation], emit: &mut impl FnMut(FlowRecord)) {
+    fn observe(&mut self, batch: &mut [Observation], emit: &mut impl FnMut(FlowRecord)) {
         self.packets += batch.len() as u64;
         if self.live <= RESIDENT_FLOWS {
             for packet in batch {
                 let hash = self.complete(packet);
                 let slot = self.find(packet, hash);
-                self.count::<MEASURE>(packet, hash, slot, emit);
+                self.count(packet, hash, slot, emit);
             }
             return;
         }
         for batch in batch.chunks_mut(BATCH) {
             self.fetch_groups(batch);
-            self.fetch_flows::<MEASURE>(batch);
+            self.fetch_flows(batch);
             for (index, packet) in batch.iter().enumerate() {
                 let (hash, slot) = (self.hashes[index], self.candidates[index]);
                 // An earlier packet of the batch may have begun the flow, or taken its place.
                 let slot = if slot != NONE && self.is_of(slot, packet) { slot } else { self.find(packet, hash) };
-                self.count::<MEASURE>(packet, hash, slot, emit);
+                self.count(packet, hash, slot, emit);
             }
         }
     }
@@ -216,7 +258,7 @@ impl FlowCache {
         }
     }
 
-    fn fetch_flows<const MEASURE: bool>(&mut self, batch: &[Observation]) {
+    fn fetch_flows(&mut self, batch: &[Observation]) {
         for (index, packet) in batch.iter().enumerate() {
             let hash = self.hashes[index];
             self.candidates[index] = self.candidate(hash);
@@ -224,9 +266,9 @@ impl FlowCache {
                 NONE => self.free_slot(self.first_group(hash)),
                 slot => slot,
             };
-            prefetch(&self.hot[slot]);
-            if MEASURE {
-                prefetch(&self.measures[slot]);
+            prefetch(&self.slots[slot].hot);
+            if M::MEASURES {
+                prefetch(&self.slots[slot].more);
             }
             if packet.key.is_wide() {
                 prefetch(&self.cold[slot]);
@@ -326,19 +368,14 @@ impl FlowCache {
     /// Whether a slot holds the packet's flow: the full key is compared.
     #[inline(always)]
     fn is_of(&self, slot: usize, packet: &Observation) -> bool {
-        self.hot[slot].words == packet.key.words && (!packet.key.is_wide() || self.cold[slot].key == packet.wide.key)
+        self.slots[slot].hot.words == packet.key.words
+            && (!packet.key.is_wide() || self.cold[slot].key == packet.wide.key)
     }
 
     #[inline(always)]
-    fn count<const MEASURE: bool>(
-        &mut self,
-        packet: &Observation,
-        hash: u64,
-        slot: usize,
-        emit: &mut impl FnMut(FlowRecord),
-    ) {
+    fn count(&mut self, packet: &Observation, hash: u64, slot: usize, emit: &mut impl FnMut(FlowRecord)) {
         if slot != NONE {
-            let hot = &mut self.hot[slot];
+            let Slot { hot, more } = &mut self.slots[slot];
             let d = packet.direction as usize;
             // Wrapping: a packet from before the last one has a huge age, and goes the long way.
             let plain = hot.state & SPECIAL == 0
@@ -348,10 +385,7 @@ impl FlowCache {
                 && hot.packets[d] != 0
                 && hot.packets[d] < PACKETS_MAX;
             if plain {
-                if MEASURE {
-                    let initiator = initiator_of(hot.state);
-                    self.measures[slot].take(hot, initiator, packet);
-                }
+                more.take(hot, packet);
                 hot.packets[d] += 1;
                 hot.octets[d] += u64::from(packet.octets);
                 hot.last_us = packet.time_us;
@@ -378,11 +412,8 @@ impl FlowCache {
                 None => slot,
             },
         };
-        let hot = &mut self.hot[slot];
-        if self.limits.measure {
-            let initiator = initiator_of(hot.state);
-            self.measures[slot].take(hot, initiator, packet);
-        }
+        let Slot { hot, more } = &mut self.slots[slot];
+        more.take(hot, packet);
         let d = packet.direction as usize;
         if hot.state & EMPTY != 0 {
             (hot.first_us, hot.last_us, hot.tos) = (packet.time_us, packet.time_us, packet.tos);
@@ -402,7 +433,7 @@ impl FlowCache {
 
     /// The state that follows from what was seen; a flow whose time has become shorter is armed again.
     fn settle(&mut self, slot: usize) {
-        let hot = &mut self.hot[slot];
+        let hot = &mut self.slots[slot].hot;
         let before = hot.state;
         if (CompactKey { words: hot.words }).protocol() == TCP {
             let seen = |d: usize| hot.packets[d] > 0;
@@ -422,8 +453,8 @@ impl FlowCache {
 
     /// Sets the tick in which the flow is to be looked at.
     fn arm(&mut self, slot: usize) {
-        let (ends_us, part_us, _) = self.timeouts(&self.hot[slot]);
-        let now = tick(self.hot[slot].last_us.max(self.wheel.reached_us));
+        let (ends_us, part_us, _) = self.timeouts(&self.slots[slot].hot);
+        let now = tick(self.slots[slot].hot.last_us.max(self.wheel.reached_us));
         let due = (tick(ends_us.min(part_us)) + 1).clamp(now, now + HORIZON_TICKS);
         self.groups[slot / SLOTS].set_due(slot % SLOTS, due as u8);
     }
@@ -458,7 +489,7 @@ impl FlowCache {
     /// What is due of the flow before this packet: its timeouts, its end where a new conversation begins, and a part where
     /// a counter would overflow.
     fn due_before(&self, slot: usize, packet: &Observation) -> Option<Due> {
-        let hot = &self.hot[slot];
+        let hot = &self.slots[slot].hot;
         let opens = packet.key.protocol() == TCP && packet.tcp_flags & (SYN | ACK) == SYN;
         let begins_anew = opens && hot.state & CLOSING != 0;
         match self.due(hot, packet.time_us) {
@@ -536,18 +567,18 @@ impl FlowCache {
 
     fn fetch_due(&self, group: usize, mut due: u32) {
         while due != 0 {
-            prefetch(&self.hot[group * SLOTS + due.trailing_zeros() as usize]);
+            prefetch(&self.slots[group * SLOTS + due.trailing_zeros() as usize].hot);
             due &= due - 1;
         }
     }
 
     /// Exports what is due of a flow, or arms it again; says whether a record was handed over.
     fn look_at(&mut self, slot: usize, now_us: u64, emit: &mut impl FnMut(FlowRecord)) -> bool {
-        match self.due(&self.hot[slot], now_us) {
+        match self.due(&self.slots[slot].hot, now_us) {
             Some(Due::Part) => self.end_part(slot, emit),
             Some(Due::End(reason)) => self.end(slot, reason, emit),
             None => {
-                let (ends_us, part_us, _) = self.timeouts(&self.hot[slot]);
+                let (ends_us, part_us, _) = self.timeouts(&self.slots[slot].hot);
                 let due = (tick(ends_us.min(part_us)) + 1).min(tick(now_us) + HORIZON_TICKS);
                 self.groups[slot / SLOTS].set_due(slot % SLOTS, due as u8);
                 return false;
@@ -562,7 +593,7 @@ impl FlowCache {
             let mut occupied = self.groups[group].occupied();
             while occupied != 0 {
                 let slot = group * SLOTS + occupied.trailing_zeros() as usize;
-                let closing = self.hot[slot].state & CLOSING != 0;
+                let closing = self.slots[slot].hot.state & CLOSING != 0;
                 self.end(slot, if closing { FlowEndReason::EndOfFlow } else { FlowEndReason::ForcedEnd }, emit);
                 occupied &= occupied - 1;
             }
@@ -587,7 +618,7 @@ impl FlowCache {
         self.groups[group].take(slot % SLOTS, Self::tag(hash), 0);
         if group != first {
             self.groups[first].overflow(true);
-            self.hot[slot].state |= AWAY;
+            self.slots[slot].hot.state |= AWAY;
         }
         self.arm(slot);
         self.live += 1;
@@ -618,7 +649,7 @@ impl FlowCache {
             Direction::Forward => 0,
             Direction::Reverse => INITIATOR_HIGHER,
         };
-        self.hot[slot] = Hot {
+        self.slots[slot].hot = Hot {
             words: packet.key.words,
             first_us: packet.time_us,
             last_us: packet.time_us,
@@ -630,7 +661,8 @@ impl FlowCache {
             interfaces: 0,
             stage: 0,
         };
-        if packet.key.is_wide() || self.limits.measure {
+        self.slots[slot].more = M::begin(packet);
+        if packet.key.is_wide() || M::MEASURES {
             self.write_cold(slot, packet);
         }
         if packet.key.is_wide() && self.limits.outer {
@@ -649,12 +681,6 @@ impl FlowCache {
             source_mac: details.source_mac,
             destination_mac: details.destination_mac,
         };
-        if self.limits.measure {
-            self.measures[slot] = Measure::NEW;
-            if ICMP.contains(&packet.key.protocol()) {
-                self.measures[slot].initial[0] = u32::from(details.icmp_type_code);
-            }
-        }
     }
 
     /// Ends the flow of the packet's groups that was idle longest; where both are empty, one of the next group that is not.
@@ -669,7 +695,7 @@ impl FlowCache {
             self.fetch_due(group, occupied);
             while occupied != 0 {
                 let slot = group * SLOTS + occupied.trailing_zeros() as usize;
-                oldest = oldest.min((self.hot[slot].last_us, slot));
+                oldest = oldest.min((self.slots[slot].hot.last_us, slot));
                 occupied &= occupied - 1;
             }
         }
@@ -679,22 +705,19 @@ impl FlowCache {
     /// Exports what the flow has so far; the flow stays, so that its direction does (RFC 5103, 5.3).
     fn end_part(&mut self, slot: usize, emit: &mut impl FnMut(FlowRecord)) {
         emit(self.record(slot, FlowEndReason::ActiveTimeout));
-        let hot = &mut self.hot[slot];
+        let Slot { hot, more } = &mut self.slots[slot];
         self.packets -= u64::from(hot.packets[0]) + u64::from(hot.packets[1]);
         (hot.packets, hot.octets, hot.tcp_flags) = ([0; 2], [0; 2], [0; 2]);
         hot.state |= EMPTY;
-        if self.limits.measure {
-            let stage = hot.stage;
-            self.measures[slot].begin_part(stage);
-        }
+        more.begin_part(hot.stage);
         self.arm(slot);
     }
 
     fn end(&mut self, slot: usize, reason: FlowEndReason, emit: &mut impl FnMut(FlowRecord)) {
-        if self.hot[slot].state & EMPTY == 0 {
+        if self.slots[slot].hot.state & EMPTY == 0 {
             emit(self.record(slot, reason));
         }
-        let hot = &mut self.hot[slot];
+        let hot = &mut self.slots[slot].hot;
         self.packets -= u64::from(hot.packets[0]) + u64::from(hot.packets[1]);
         let (words, state) = (hot.words, hot.state);
         hot.words = [0; 2];
@@ -707,7 +730,7 @@ impl FlowCache {
     }
 
     fn record(&self, slot: usize, reason: FlowEndReason) -> FlowRecord {
-        let hot = &self.hot[slot];
+        let hot = &self.slots[slot].hot;
         let key = CompactKey { words: hot.words };
         let initiator = initiator_of(hot.state);
         let wide = if key.is_wide() { self.cold[slot].key } else { WideKey::default() };
@@ -727,19 +750,18 @@ impl FlowCache {
             end_reason: reason as u8,
             ..FlowRecord::default()
         };
-        if self.limits.measure {
+        if M::MEASURES {
             record.origin = self.origin(slot, initiator);
-            record.measured = self.measures[slot].measured(hot, initiator);
+            record.measured = self.slots[slot].more.measured(hot);
         }
         record
     }
 
     fn origin(&self, slot: usize, initiator: Direction) -> Origin {
-        let (hot, cold) = (&self.hot[slot], &self.cold[slot]);
+        let (hot, cold) = (&self.slots[slot].hot, &self.cold[slot]);
         let key = CompactKey { words: hot.words };
         let interface = |d: usize| u16::from(hot.interfaces >> (4 * d) & 0x0f);
         let number = |octets: [u8; 3]| u32::from_be_bytes([0, octets[0], octets[1], octets[2]]);
-        let is_icmp = ICMP.contains(&key.protocol());
         Origin {
             interface: interface(initiator as usize),
             reverse_interface: interface(1 - initiator as usize),
@@ -747,7 +769,7 @@ impl FlowCache {
             destination_mac: cold.destination_mac,
             mpls_top: number(cold.mpls_top),
             flow_label: if key.kind() == KIND_WIDE_IPV6 { number(cold.flow_label) } else { 0 },
-            icmp_type_code: if is_icmp { self.measures[slot].initial[0] as u16 } else { 0 },
+            icmp_type_code: self.slots[slot].more.icmp_type_code(hot),
             outer: self.outer(slot, key),
             tunnel_id: cold.tunnel_id,
         }

@@ -158,6 +158,16 @@ pub struct Hot {
     pub stage: u8,
 }
 
+/// A flow: its line, and the line of what is measured, where anything is.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Slot<M> {
+    /// What every packet touches.
+    pub hot: Hot,
+    /// Nothing, or [`super::measure::Measure`].
+    pub more: M,
+}
+
 /// What is written once, when a flow begins, and read again where the key is wide.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -184,7 +194,9 @@ pub struct Outer {
     pub addresses: [[u8; 16]; 2],
 }
 
-const _: () = assert!(size_of::<Group>() == 32 && size_of::<Hot>() == 64 && size_of::<Cold>() == 64);
+const _: () = assert!(
+    size_of::<Group>() == 32 && size_of::<Hot>() == 64 && size_of::<Slot<()>>() == 64 && size_of::<Cold>() == 64
+);
 
 /// Types of which all bits may be 0.
 ///
@@ -194,6 +206,10 @@ pub unsafe trait Zeroed: Copy {}
 
 // SAFETY: integers and arrays of them.
 unsafe impl Zeroed for Group {}
+// SAFETY: likewise, where `M` is.
+unsafe impl<M: Zeroed> Zeroed for Slot<M> {}
+// SAFETY: nothing.
+unsafe impl Zeroed for () {}
 // SAFETY: likewise.
 unsafe impl Zeroed for Hot {}
 // SAFETY: likewise.
