@@ -12,6 +12,7 @@ pub const NAME_MAX: usize = 64;
 
 /// What a Data Record says.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // Nearly all are flows: a box would cost an allocation for each.
 pub enum Mapped {
     /// A flow.
     Flow(FlowRecord),
