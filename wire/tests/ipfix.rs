@@ -1,7 +1,8 @@
 //! The codec against itself, against truncation and damage, and against the rules of RFC 7011 for Templates.
 
-use nagare_wire::flow::{Counters, FlowKey, FlowRecord};
+use nagare_wire::flow::{Counters, DirectionMeasured, FlowKey, FlowRecord, Measured, Origin, Tunnel, TunnelKind};
 use nagare_wire::ipfix::export::MessageBuilder;
+use nagare_wire::ipfix::field::FlowTemplate;
 use nagare_wire::ipfix::mapping::{Book, ExporterStatistics, Mapped, Process, map};
 use nagare_wire::ipfix::{Malformed, Transport, TransportSession, frame};
 use proptest::prelude::*;
@@ -307,5 +308,70 @@ fn the_fields_of_a_message_are_no_more_than_its_octets() {
         let bytes = message(1, 0, &[(2, &template(256, fields)), (256, &[0; 1000])]);
         let received = TransportSession::new(Transport::Datagram).receive(&bytes, |_, _| ()).unwrap();
         assert_eq!((received.records, received.template_refusals), (records, u64::from(records == 0)));
+    }
+}
+
+/// A record with something in every field that can be exported.
+fn rich(n: u32, ends: (IpAddr, IpAddr), tunnel: Option<Tunnel>) -> FlowRecord {
+    let measured = |n: u32| DirectionMeasured {
+        layer2_octets: u64::from(n) << 20,
+        length_min: n % 1500,
+        length_max: n % 65_536,
+        ttl_min: n as u8,
+        ttl_max: (n >> 8) as u8,
+        tcp_initial_sequence: !n,
+        retransmitted: n ^ 5,
+        out_of_order: n ^ 9,
+        zero_window: 0, // No element for it.
+    };
+    FlowRecord {
+        key: FlowKey {
+            source: ends.0,
+            destination: ends.1,
+            vlan: n as u16 & 0xfff,
+            customer_vlan: (n >> 4) as u16 & 0xfff,
+            tunnel,
+            ..FlowKey::default()
+        },
+        start_us: 1_700_000_000_000_000 + u64::from(n),
+        end_us: 1_800_000_000_000_000 + u64::from(n) * 7,
+        origin: Origin {
+            interface: n as u16,
+            reverse_interface: (n >> 16) as u16,
+            source_mac: [2, 0, 0, 0, 0, n as u8],
+            destination_mac: [n as u8; 6],
+            mpls_top: n & 0xff_ffff,
+            flow_label: if ends.0.is_ipv6() { n & 0xf_ffff } else { 0 },
+            icmp_type_code: n as u16,
+            outer: tunnel.map(|_| ([192, 0, 2, 1].into(), [192, 0, 2, 2].into())),
+            tunnel_id: tunnel.map_or(0, |tunnel| tunnel.id),
+        },
+        measured: Measured {
+            forward: measured(n),
+            reverse: measured(n.rotate_left(9)),
+            client_network_us: n % 1_000_000 * 2000,
+            server_network_us: n % 1_000_001 * 2000,
+            application_us: n % 1_000_002 * 1000,
+        },
+        ..FlowRecord::default()
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_full_template_keeps_everything(n in any::<u32>(), v6 in any::<[u8; 16]>(), is_v6 in any::<bool>(), kind in 0usize..9) {
+        let ends: (IpAddr, IpAddr) = if is_v6 { (v6.into(), v6.into()) } else { (n.to_be_bytes().into(), [1, 2, 3, 4].into()) };
+        let tunnel = TunnelKind::ALL.get(kind).map(|kind| Tunnel {
+            kind: *kind,
+            id: if matches!(kind, TunnelKind::GtpU | TunnelKind::L2tp | TunnelKind::IpInIp | TunnelKind::Teredo) { 0 } else { n },
+        });
+        let flow = rich(n, ends, tunnel);
+        let mut builder = MessageBuilder::with_template(512, FlowTemplate::full());
+        builder.push_templates().expect("the limit is raised to what the Templates need");
+        let mut session = TransportSession::new(Transport::Stream);
+        receive(&mut session, &builder.finish(1, 0, 9)).unwrap();
+        builder.push_flow(&flow).unwrap();
+        let (mapped, _) = receive(&mut session, &builder.finish(1, 0, 9)).unwrap();
+        prop_assert_eq!(mapped, vec![Mapped::Flow(flow)]);
     }
 }

@@ -5,6 +5,9 @@
 /// The Private Enterprise Number that marks an element of the reverse direction (RFC 5103, 6.1).
 pub const REVERSE_PEN: u32 = 29305;
 
+/// ntop's Private Enterprise Number: the elements that nProbe exports.
+pub const NTOP_PEN: u32 = 35632;
+
 macro_rules! elements {
     ($($name:ident = $number:literal,)*) => { $(pub const $name: u16 = $number;)* };
 }
@@ -17,19 +20,30 @@ elements! {
     TCP_CONTROL_BITS = 6,
     SOURCE_TRANSPORT_PORT = 7,
     SOURCE_IPV4_ADDRESS = 8,
+    INGRESS_INTERFACE = 10,
     DESTINATION_TRANSPORT_PORT = 11,
     DESTINATION_IPV4_ADDRESS = 12,
     FLOW_END_SYS_UP_TIME = 21,
     FLOW_START_SYS_UP_TIME = 22,
+    MINIMUM_IP_TOTAL_LENGTH = 25,
+    MAXIMUM_IP_TOTAL_LENGTH = 26,
     SOURCE_IPV6_ADDRESS = 27,
     DESTINATION_IPV6_ADDRESS = 28,
+    FLOW_LABEL_IPV6 = 31,
+    ICMP_TYPE_CODE_IPV4 = 32,
     EXPORTED_OCTET_TOTAL_COUNT = 40,
     EXPORTED_MESSAGE_TOTAL_COUNT = 41,
     EXPORTED_FLOW_RECORD_TOTAL_COUNT = 42,
+    MINIMUM_TTL = 52,
+    MAXIMUM_TTL = 53,
+    SOURCE_MAC_ADDRESS = 56,
     VLAN_ID = 58,
+    MPLS_TOP_LABEL_STACK_SECTION = 70,
+    DESTINATION_MAC_ADDRESS = 80,
     OCTET_TOTAL_COUNT = 85,
     PACKET_TOTAL_COUNT = 86,
     FLOW_END_REASON = 136,
+    ICMP_TYPE_CODE_IPV6 = 139,
     METERING_PROCESS_ID = 143,
     EXPORTING_PROCESS_ID = 144,
     FLOW_START_SECONDS = 150,
@@ -52,7 +66,30 @@ elements! {
     UDP_DESTINATION_PORT = 181,
     TCP_SOURCE_PORT = 182,
     TCP_DESTINATION_PORT = 183,
+    TCP_SEQUENCE_NUMBER = 184,
     BIFLOW_DIRECTION = 239,
     DOT1Q_VLAN_ID = 243,
+    DOT1Q_CUSTOMER_VLAN_ID = 245,
     SELECTOR_NAME = 335,
+    LAYER2_OCTET_DELTA_COUNT = 352,
+}
+
+/// Elements under [`NTOP_PEN`].
+pub mod ntop {
+    elements! {
+        UPSTREAM_TUNNEL_ID = 106,
+        RETRANSMITTED_IN_PKTS = 109,
+        RETRANSMITTED_OUT_PKTS = 110,
+        OOORDER_IN_PKTS = 111,
+        OOORDER_OUT_PKTS = 112,
+        UNTUNNELED_PROTOCOL = 113,
+        UNTUNNELED_IPV4_SRC_ADDR = 114,
+        UNTUNNELED_IPV4_DST_ADDR = 116,
+        UNTUNNELED_L4_DST_PORT = 117,
+        CLIENT_NW_LATENCY_MS = 123,
+        SERVER_NW_LATENCY_MS = 124,
+        APPL_LATENCY_MS = 125,
+        UNTUNNELED_IPV6_SRC_ADDR = 396,
+        UNTUNNELED_IPV6_DST_ADDR = 397,
+    }
 }

@@ -9,6 +9,7 @@
 
 use super::codec::{VARIABLE, put_variable};
 use super::element as ie;
+use super::field::{FlowTemplate, INITIATOR};
 use super::mapping::{Book, ExporterStatistics, Process};
 use super::message::{
     FieldSpecifier, HEADER_LENGTH, MESSAGE_MAX, MessageHeader, OPTIONS_TEMPLATE_SET, TEMPLATE_SET, TemplateRecord,
@@ -22,42 +23,14 @@ const METERING_BOOK: u16 = 258;
 const EXPORTING_BOOK: u16 = 259;
 const STATISTICS: u16 = 260;
 
-/// biflowDirection: the source is the initiator, as far as the Metering Process could tell (RFC 5103, 6.3).
-const INITIATOR: u8 = 1;
-
 /// Octets of a flow of IPv6; one of IPv4 has 24 less.
 const FLOW_IPV6_LENGTH: usize = 8 + 8 + 32 + 4 + 1 + 1 + 2 + 1 + 1 + 2 * (8 + 8 + 2);
 
-/// The shortest limit of a Message that can hold all Templates or any record.
+/// The shortest limit of a Message; a [`FlowTemplate`] of many fields needs more, see [`limit_min`].
 pub const LIMIT_MIN: usize = 512;
 
-fn flow_template(id: u16, source: u16, destination: u16, address_length: u16) -> TemplateRecord {
-    let iana = FieldSpecifier::iana;
-    let reverse = FieldSpecifier::reverse;
-    let fields = vec![
-        iana(ie::FLOW_START_MILLISECONDS, 8),
-        iana(ie::FLOW_END_MILLISECONDS, 8),
-        iana(source, address_length),
-        iana(destination, address_length),
-        iana(ie::SOURCE_TRANSPORT_PORT, 2),
-        iana(ie::DESTINATION_TRANSPORT_PORT, 2),
-        iana(ie::PROTOCOL_IDENTIFIER, 1),
-        iana(ie::IP_CLASS_OF_SERVICE, 1),
-        iana(ie::VLAN_ID, 2),
-        iana(ie::FLOW_END_REASON, 1),
-        iana(ie::BIFLOW_DIRECTION, 1),
-        iana(ie::PACKET_DELTA_COUNT, 8),
-        iana(ie::OCTET_DELTA_COUNT, 8),
-        iana(ie::TCP_CONTROL_BITS, 2),
-        reverse(ie::PACKET_DELTA_COUNT, 8),
-        reverse(ie::OCTET_DELTA_COUNT, 8),
-        reverse(ie::TCP_CONTROL_BITS, 2),
-    ];
-    TemplateRecord { id, scopes: 0, fields }
-}
-
 /// All Templates of a Transport Session, in the order in which they are sent.
-pub fn templates() -> Vec<TemplateRecord> {
+pub fn templates(flows: &FlowTemplate) -> Vec<TemplateRecord> {
     let iana = FieldSpecifier::iana;
     let book = |id, process, value| TemplateRecord {
         id,
@@ -65,8 +38,8 @@ pub fn templates() -> Vec<TemplateRecord> {
         fields: vec![iana(process, 4), iana(ie::SELECTOR_NAME, VARIABLE), iana(value, 8)],
     };
     vec![
-        flow_template(FLOW_IPV4, ie::SOURCE_IPV4_ADDRESS, ie::DESTINATION_IPV4_ADDRESS, 4),
-        flow_template(FLOW_IPV6, ie::SOURCE_IPV6_ADDRESS, ie::DESTINATION_IPV6_ADDRESS, 16),
+        TemplateRecord { id: FLOW_IPV4, scopes: 0, fields: flows.specifiers(true) },
+        TemplateRecord { id: FLOW_IPV6, scopes: 0, fields: flows.specifiers(false) },
         book(METERING_BOOK, ie::METERING_PROCESS_ID, ie::PACKET_TOTAL_COUNT),
         book(EXPORTING_BOOK, ie::EXPORTING_PROCESS_ID, ie::OBSERVED_FLOW_TOTAL_COUNT),
         TemplateRecord {
@@ -86,6 +59,14 @@ pub fn templates() -> Vec<TemplateRecord> {
     ]
 }
 
+/// The shortest limit of a Message that holds all Templates, or any record.
+pub fn limit_min(flows: &FlowTemplate) -> usize {
+    let mut all = Vec::new();
+    templates(flows).iter().for_each(|template| template.write(&mut all));
+    // The Templates stand in two Sets.
+    (HEADER_LENGTH + 4 + 4 + all.len()).max(HEADER_LENGTH + 4 + flows.length(false)).max(LIMIT_MIN)
+}
+
 /// There is no room for the record: finish this Message, then push it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
@@ -94,17 +75,26 @@ pub struct Full;
 pub struct MessageBuilder {
     buffer: Vec<u8>,
     limit: usize,
+    flows: FlowTemplate,
+    lengths: [usize; 2],
     open_set: Option<(u16, usize)>,
     records: u32,
 }
 
 impl MessageBuilder {
-    /// A builder of Messages of at most `limit` octets; it is held between [`LIMIT_MIN`] and 65,535.
+    /// A builder of Messages of at most `limit` octets, flows with the basic fields; the limit is held between [`LIMIT_MIN`]
+    /// and 65,535.
     pub fn new(limit: usize) -> MessageBuilder {
-        let limit = limit.clamp(LIMIT_MIN, MESSAGE_MAX);
+        MessageBuilder::with_template(limit, FlowTemplate::basic())
+    }
+
+    /// Likewise, flows with the fields of `flows`; the limit is held between [`limit_min`] and 65,535.
+    pub fn with_template(limit: usize, flows: FlowTemplate) -> MessageBuilder {
+        let limit = limit.clamp(limit_min(&flows), MESSAGE_MAX);
         let mut buffer = Vec::with_capacity(limit);
         buffer.resize(HEADER_LENGTH, 0);
-        MessageBuilder { buffer, limit, open_set: None, records: 0 }
+        let lengths = [flows.length(true), flows.length(false)];
+        MessageBuilder { buffer, limit, flows, lengths, open_set: None, records: 0 }
     }
 
     /// Data Records in the Message so far; Template Records do not count (RFC 7011, 3.1).
@@ -120,7 +110,7 @@ impl MessageBuilder {
     /// Adds all of [`templates`]; they go before the data that they describe (RFC 7011, 8.2).
     pub fn push_templates(&mut self) -> Result<(), Full> {
         let mut scratch = Vec::new();
-        for template in templates() {
+        for template in templates(&self.flows) {
             let set = if template.scopes > 0 { OPTIONS_TEMPLATE_SET } else { TEMPLATE_SET };
             scratch.clear();
             template.write(&mut scratch);
@@ -131,6 +121,9 @@ impl MessageBuilder {
 
     /// Adds a flow.
     pub fn push_flow(&mut self, flow: &FlowRecord) -> Result<(), Full> {
+        if !self.flows.is_basic {
+            return self.push_any(flow);
+        }
         let key = &flow.key;
         let (template, length) = match key.source {
             IpAddr::V4(_) => (FLOW_IPV4, FLOW_IPV6_LENGTH - 24),
@@ -156,6 +149,18 @@ impl MessageBuilder {
                 out.extend_from_slice(&counters.tcp_flags.to_be_bytes());
             }
         })?;
+        self.records += 1;
+        Ok(())
+    }
+
+    /// A flow of any Template, field by field.
+    fn push_any(&mut self, flow: &FlowRecord) -> Result<(), Full> {
+        let (set, length) = match flow.key.source {
+            IpAddr::V4(_) => (FLOW_IPV4, self.lengths[0]),
+            IpAddr::V6(_) => (FLOW_IPV6, self.lengths[1]),
+        };
+        self.room(set, length)?;
+        self.flows.write(flow, &mut self.buffer);
         self.records += 1;
         Ok(())
     }
@@ -204,6 +209,15 @@ impl MessageBuilder {
 
     /// Appends `length` octets to the open Set where it has this ID, else to a new one: one kind of record a Set (3.3.1).
     fn push(&mut self, set: u16, length: usize, write: impl FnOnce(&mut Vec<u8>)) -> Result<(), Full> {
+        self.room(set, length)?;
+        let before = self.buffer.len();
+        write(&mut self.buffer);
+        debug_assert_eq!(self.buffer.len() - before, length);
+        Ok(())
+    }
+
+    /// Opens the Set for `length` octets, if there is room.
+    fn room(&mut self, set: u16, length: usize) -> Result<(), Full> {
         let open = self.open_set.is_some_and(|(id, _)| id == set);
         let needed = if open { length } else { length + 4 };
         if self.buffer.len() + needed > self.limit {
@@ -215,9 +229,6 @@ impl MessageBuilder {
             self.buffer.extend_from_slice(&set.to_be_bytes());
             self.buffer.extend_from_slice(&[0, 0]);
         }
-        let before = self.buffer.len();
-        write(&mut self.buffer);
-        debug_assert_eq!(self.buffer.len() - before, length);
         Ok(())
     }
 

@@ -2,8 +2,9 @@
 
 use super::codec::unsigned;
 use super::element as ie;
+use super::field::{CARRIERS, FROM_1900_TO_1970_S};
 use super::{DataRecord, MessageHeader};
-use crate::flow::{Counters, FlowKey, FlowRecord};
+use crate::flow::{Counters, DirectionMeasured, FlowKey, FlowRecord, Measured, Origin, Tunnel, TunnelKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Octets of a counter's name that are kept.
@@ -11,6 +12,7 @@ pub const NAME_MAX: usize = 64;
 
 /// What a Data Record says.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // Nearly all are flows: a box would cost an allocation for each.
 pub enum Mapped {
     /// A flow.
     Flow(FlowRecord),
@@ -121,6 +123,12 @@ struct Draft {
     forward: Direction,
     reverse: Direction,
     times: Times,
+    customer_vlan: u16,
+    /// IP protocol and port that carried a tunnel.
+    carrier: (u8, u16),
+    outer: (Option<IpAddr>, Option<IpAddr>),
+    origin: Origin,
+    measured: Measured,
 }
 
 /// Counters of one direction; delta counters win over totals where a record carries both.
@@ -131,12 +139,17 @@ struct Direction {
     packets_total: u64,
     octets_total: u64,
     tcp_flags: u16,
+    interface: u16,
+    measured: DirectionMeasured,
 }
 
 #[derive(Default)]
 struct Times {
     start_us: Option<u64>,
     end_us: Option<u64>,
+    /// These win over coarser ones, wherever they stand in the record.
+    start_ntp_us: Option<u64>,
+    end_ntp_us: Option<u64>,
     start_uptime_ms: Option<u64>,
     end_uptime_ms: Option<u64>,
     duration_ms: Option<u64>,
@@ -149,6 +162,7 @@ fn flow(header: &MessageHeader, record: &DataRecord<'_>) -> Mapped {
     for (field, bytes) in record.fields() {
         match field.enterprise {
             0 => draft.element(field.element, bytes, header.export_time),
+            ie::NTOP_PEN => draft.ntop(field.element, bytes),
             ie::REVERSE_PEN => draft.reverse.element(field.element, unsigned(bytes).unwrap_or(0)),
             _ => {}
         }
@@ -166,7 +180,8 @@ fn flow(header: &MessageHeader, record: &DataRecord<'_>) -> Mapped {
             destination_port: draft.destination_port,
             protocol: draft.protocol,
             vlan: draft.vlan,
-            ..FlowKey::default()
+            customer_vlan: draft.customer_vlan,
+            tunnel: draft.tunnel(),
         },
         start_us,
         end_us,
@@ -174,7 +189,13 @@ fn flow(header: &MessageHeader, record: &DataRecord<'_>) -> Mapped {
         reverse: draft.reverse.counters(),
         tos: draft.tos,
         end_reason: draft.end_reason,
-        ..FlowRecord::default()
+        origin: Origin {
+            interface: draft.forward.interface,
+            reverse_interface: draft.reverse.interface,
+            outer: draft.outer.0.zip(draft.outer.1),
+            ..draft.origin
+        },
+        measured: Measured { forward: draft.forward.measured, reverse: draft.reverse.measured, ..draft.measured },
     })
 }
 
@@ -194,12 +215,51 @@ impl Draft {
             ie::PROTOCOL_IDENTIFIER => self.protocol = number as u8,
             ie::IP_CLASS_OF_SERVICE => self.tos = number as u8,
             ie::VLAN_ID | ie::DOT1Q_VLAN_ID => self.vlan = number as u16 & 0x0fff,
+            ie::DOT1Q_CUSTOMER_VLAN_ID => self.customer_vlan = number as u16 & 0x0fff,
             ie::FLOW_END_REASON => self.end_reason = number as u8,
+            ie::SOURCE_MAC_ADDRESS => self.origin.source_mac = bytes.try_into().unwrap_or_default(),
+            ie::DESTINATION_MAC_ADDRESS => self.origin.destination_mac = bytes.try_into().unwrap_or_default(),
+            ie::MPLS_TOP_LABEL_STACK_SECTION => self.origin.mpls_top = number as u32 & 0xff_ffff,
+            ie::FLOW_LABEL_IPV6 => self.origin.flow_label = number as u32,
+            ie::ICMP_TYPE_CODE_IPV4 | ie::ICMP_TYPE_CODE_IPV6 => self.origin.icmp_type_code |= number as u16,
             _ => {
                 self.forward.element(element, number);
                 self.times.element(element, bytes, number, export_time);
             }
         }
+    }
+}
+
+impl Draft {
+    /// nProbe's elements; its latencies of the network are half a round trip, in milliseconds.
+    fn ntop(&mut self, element: u16, bytes: &[u8]) {
+        use ie::ntop;
+        let number = unsigned(bytes).unwrap_or(0);
+        let count = u32::try_from(number).unwrap_or(u32::MAX);
+        let address = |address: Option<IpAddr>| address.filter(is_specified);
+        match element {
+            ntop::UPSTREAM_TUNNEL_ID => self.origin.tunnel_id = count,
+            ntop::RETRANSMITTED_IN_PKTS => self.forward.measured.retransmitted = count,
+            ntop::RETRANSMITTED_OUT_PKTS => self.reverse.measured.retransmitted = count,
+            ntop::OOORDER_IN_PKTS => self.forward.measured.out_of_order = count,
+            ntop::OOORDER_OUT_PKTS => self.reverse.measured.out_of_order = count,
+            ntop::UNTUNNELED_PROTOCOL => self.carrier.0 = number as u8,
+            ntop::UNTUNNELED_L4_DST_PORT => self.carrier.1 = number as u16,
+            ntop::UNTUNNELED_IPV4_SRC_ADDR => self.outer.0 = address(ipv4(bytes)).or(self.outer.0),
+            ntop::UNTUNNELED_IPV4_DST_ADDR => self.outer.1 = address(ipv4(bytes)).or(self.outer.1),
+            ntop::UNTUNNELED_IPV6_SRC_ADDR => self.outer.0 = address(ipv6(bytes)).or(self.outer.0),
+            ntop::UNTUNNELED_IPV6_DST_ADDR => self.outer.1 = address(ipv6(bytes)).or(self.outer.1),
+            ntop::CLIENT_NW_LATENCY_MS => self.measured.client_network_us = count.saturating_mul(2000),
+            ntop::SERVER_NW_LATENCY_MS => self.measured.server_network_us = count.saturating_mul(2000),
+            ntop::APPL_LATENCY_MS => self.measured.application_us = count.saturating_mul(1000),
+            _ => {}
+        }
+    }
+
+    fn tunnel(&self) -> Option<Tunnel> {
+        let (kind, ..) = *CARRIERS.iter().find(|(_, protocol, port)| (*protocol, *port) == self.carrier)?;
+        let shared = matches!(kind, TunnelKind::Gre | TunnelKind::Vxlan | TunnelKind::Geneve | TunnelKind::Erspan);
+        Some(Tunnel { kind, id: if shared { self.origin.tunnel_id } else { 0 } })
     }
 }
 
@@ -223,6 +283,13 @@ impl Direction {
             ie::PACKET_TOTAL_COUNT => self.packets_total = number,
             ie::OCTET_TOTAL_COUNT => self.octets_total = number,
             ie::TCP_CONTROL_BITS => self.tcp_flags = number as u16,
+            ie::INGRESS_INTERFACE => self.interface = number as u16,
+            ie::LAYER2_OCTET_DELTA_COUNT => self.measured.layer2_octets = number,
+            ie::MINIMUM_IP_TOTAL_LENGTH => self.measured.length_min = number as u32,
+            ie::MAXIMUM_IP_TOTAL_LENGTH => self.measured.length_max = number as u32,
+            ie::MINIMUM_TTL => self.measured.ttl_min = number as u8,
+            ie::MAXIMUM_TTL => self.measured.ttl_max = number as u8,
+            ie::TCP_SEQUENCE_NUMBER => self.measured.tcp_initial_sequence = number as u32,
             _ => {}
         }
     }
@@ -244,8 +311,8 @@ impl Times {
             ie::FLOW_END_MILLISECONDS => self.end_us = Some(number.saturating_mul(1000)),
             ie::FLOW_START_SECONDS => self.start_us = Some(number.saturating_mul(1_000_000)),
             ie::FLOW_END_SECONDS => self.end_us = Some(number.saturating_mul(1_000_000)),
-            ie::FLOW_START_MICROSECONDS | ie::FLOW_START_NANOSECONDS => self.start_us = ntp_us(bytes),
-            ie::FLOW_END_MICROSECONDS | ie::FLOW_END_NANOSECONDS => self.end_us = ntp_us(bytes),
+            ie::FLOW_START_MICROSECONDS | ie::FLOW_START_NANOSECONDS => self.start_ntp_us = ntp_us(bytes),
+            ie::FLOW_END_MICROSECONDS | ie::FLOW_END_NANOSECONDS => self.end_ntp_us = ntp_us(bytes),
             ie::FLOW_START_DELTA_MICROSECONDS => self.start_us = Some(before_export()),
             ie::FLOW_END_DELTA_MICROSECONDS => self.end_us = Some(before_export()),
             ie::FLOW_START_SYS_UP_TIME => self.start_uptime_ms = Some(number),
@@ -260,8 +327,8 @@ impl Times {
     fn resolve(&self, export_time: u32) -> (u64, u64) {
         let export_us = u64::from(export_time) * 1_000_000;
         let since_init = |uptime: Option<u64>| Some(self.init_time_ms?.saturating_add(uptime?).saturating_mul(1000));
-        let start = self.start_us.or_else(|| since_init(self.start_uptime_ms));
-        let end = self.end_us.or_else(|| since_init(self.end_uptime_ms));
+        let start = self.start_ntp_us.or(self.start_us).or_else(|| since_init(self.start_uptime_ms));
+        let end = self.end_ntp_us.or(self.end_us).or_else(|| since_init(self.end_uptime_ms));
         let duration = self.duration_ms.or_else(|| self.end_uptime_ms?.checked_sub(self.start_uptime_ms?)).unwrap_or(0);
         let duration = duration.saturating_mul(1000);
         let end = end.or_else(|| Some(start?.saturating_add(duration))).unwrap_or(export_us);
@@ -271,7 +338,6 @@ impl Times {
 
 /// Microseconds since 1970 of an NTP timestamp: seconds since 1900 and a fraction of 2^32 (RFC 7011, 6.1.9 and 6.1.10).
 fn ntp_us(bytes: &[u8]) -> Option<u64> {
-    const FROM_1900_TO_1970_S: u64 = 2_208_988_800;
     let value = u64::from_be_bytes(bytes.try_into().ok()?);
     let seconds = (value >> 32).checked_sub(FROM_1900_TO_1970_S)?;
     // To the nearest: an Exporter that cuts the fraction gets back the microsecond that it began with.

@@ -3,6 +3,7 @@
 pub mod codec;
 pub mod element;
 pub mod export;
+pub mod field;
 pub mod mapping;
 mod message;
 mod session;
