@@ -11,4 +11,5 @@ pub mod exporter;
 pub mod options;
 pub mod run;
 mod sys;
+pub mod template;
 pub mod worker;

@@ -10,6 +10,10 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     init_log();
     let command_line = CommandLine::parse();
+    if command_line.options.template.as_deref() == Some("help") {
+        print!("{}", nagare_probe::template::catalogue());
+        return ExitCode::SUCCESS;
+    }
     let outcome = command_line
         .plan()
         .map_err(Into::into)

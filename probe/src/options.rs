@@ -2,11 +2,13 @@
 
 use crate::cache::CacheLimits;
 use crate::exporter::output::Format;
-use nagare_service::endpoint::Endpoint;
+use nagare_service::endpoint::{Endpoint, Scheme};
 use nagare_service::options::{OptionsError, layered};
 use nagare_service::tls::ClientTls;
 use nagare_service::units::{Size, Span};
 use nagare_wire::flow::FlowRecord;
+use nagare_wire::ipfix::export::limit_min;
+use nagare_wire::ipfix::field::FlowTemplate;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -82,6 +84,9 @@ pub struct Options {
     #[arg(long, value_name = "N", help_heading = "Capture")]
     pub ring_frames: Option<u32>,
 
+    /// What is measured and exported: basic (counters), full (everything), a FILE of field names, or help to list them [default: basic]
+    #[arg(long, value_name = "basic|full|FILE", help_heading = "Metering")]
+    pub template: Option<String>,
     /// End a flow without packets after this long [default: 15s]
     #[arg(short = 'd', long, value_name = "TIME", help_heading = "Metering")]
     pub idle_timeout: Option<Span>,
@@ -163,6 +168,7 @@ pub struct Plan {
     pub drain_timeout: Duration,
     pub books_interval: Duration,
     pub template_interval: Duration,
+    pub template: FlowTemplate,
     pub mtu: usize,
     pub stats_json: Option<PathBuf>,
     pub metrics: Option<SocketAddr>,
@@ -203,13 +209,14 @@ impl Options {
     fn plan(self) -> Result<Plan, PlanError> {
         let destination = self.destination()?;
         let workers = self.worker_count()?;
+        let template = crate::template::choose(self.template.as_deref().unwrap_or("basic")).map_err(PlanError)?;
         let span = |span: Option<Span>, default: u64| span.map_or(Duration::from_secs(default), |span| span.0);
         let limits = CacheLimits {
             idle_timeout_ms: span(self.idle_timeout, 15).as_millis() as u64,
             active_timeout_ms: span(self.active_timeout, 60).as_millis() as u64,
             unanswered_timeout_ms: span(self.unanswered_timeout, 5).as_millis() as u64,
             flows_max: self.flows_max.unwrap_or(524_288),
-            measure: false,
+            measure: template.measures(),
             outer: false,
         };
         if limits.flows_max == 0 || limits.flows_max > u32::MAX as usize / 2 {
@@ -222,6 +229,10 @@ impl Options {
         let mtu = self.mtu.unwrap_or(1280);
         if !(576..=65_535).contains(&mtu) {
             return Err(PlanError(format!("--mtu {mtu} is not between 576 and 65535 octets")));
+        }
+        let least = limit_min(&template) + crate::exporter::UDP_OVERHEAD;
+        if matches!(&destination, Destination::Collector(to) if to.scheme == Scheme::Udp) && mtu < least {
+            return Err(PlanError(format!("--mtu {mtu} is less than the {least} octets that the Templates take")));
         }
         Ok(Plan {
             input: self.input()?,
@@ -238,6 +249,7 @@ impl Options {
             drain_timeout: span(self.drain_timeout, 10),
             books_interval: span(self.books_interval, 10),
             template_interval: span(self.template_interval, 60),
+            template,
             mtu,
             stats_json: self.stats_json,
             metrics: self.metrics,

@@ -195,6 +195,7 @@ fn exporter_options(plan: &Plan, is_file: bool) -> ExporterOptions {
         drain_timeout: plan.drain_timeout,
         books_interval: plan.books_interval,
         template_interval: plan.template_interval,
+        template: plan.template.clone(),
         mtu: plan.mtu,
         waits: is_file,
     }

@@ -195,7 +195,14 @@ impl CaptureSource for Panics {
 fn a_worker_that_panics_is_missed_and_its_records_still_go_out() {
     let collector = Collector::start(Tls::None, &[Manner::Reads]);
     let rig = Rig::start(Setup::to("tcp", collector.port));
-    let limits = nagare_probe::cache::CacheLimits { idle_timeout_ms: 1000, active_timeout_ms: 60_000, flows_max: 64 };
+    let limits = nagare_probe::cache::CacheLimits {
+        idle_timeout_ms: 1000,
+        active_timeout_ms: 60_000,
+        unanswered_timeout_ms: 1000,
+        flows_max: 64,
+        measure: false,
+        outer: false,
+    };
     let parts = WorkerParts {
         limits,
         ring: rig.ring.clone(),

@@ -376,3 +376,71 @@ fn write(packet: &Packet, captured: &Captured<'_>, out: &mut Observation) {
         },
     };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Frames that are plain, or nearly: each octet that the short way looks at takes the values that matter.
+    fn nearly_plain() -> impl Strategy<Value = Vec<u8>> {
+        let tags = prop_oneof![Just(0usize), Just(1), Just(2)];
+        let version = prop_oneof![5 => Just(0x45u8), 1 => any::<u8>()];
+        let fragment = prop_oneof![3 => Just(0x4000u16), 1 => Just(0x2000), 1 => any::<u16>()];
+        let protocol = prop_oneof![Just(TCP), Just(UDP), Just(1u8), any::<u8>()];
+        let total = prop_oneof![Just(40u16), Just(28), Just(46), 0u16..80];
+        (tags, version, fragment, protocol, total, proptest::collection::vec(any::<u8>(), 64), 0usize..90).prop_map(
+            |(tags, version, fragment, protocol, total, random, length)| {
+                let mut frame = random[..12].to_vec();
+                (0..tags).for_each(|tag| frame.extend([0x81, 0x00, 0x20, 7 + tag as u8]));
+                frame.extend([0x08, 0x00, version, random[12]]);
+                frame.extend(total.to_be_bytes());
+                frame.extend([0, 1]);
+                frame.extend(fragment.to_be_bytes());
+                frame.extend([64, protocol, 0, 0]);
+                frame.extend(&random[20..]);
+                frame.truncate(length);
+                frame
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+
+        /// The short way says what the long way says, of every packet that it takes.
+        #[test]
+        fn both_ways_agree(frame in nearly_plain(), beyond in 0u32..100) {
+            let captured = Captured {
+                link: LinkType::Ethernet,
+                bytes: &frame,
+                wire_length: frame.len() as u32 + beyond,
+                time_ns: 5_000,
+                interface: 3,
+            };
+            let observer = || Observer::new(Tunnels::Outer, true, FragmentTable::new(4, 1));
+            let (mut short, mut long) = (Observation::default(), Observation::default());
+            if observer().plain(&captured, &mut short) {
+                prop_assert_eq!(observer().decode(&captured, &mut long), Ok(()));
+                // Of a plain key nobody reads the rest.
+                (short.wide, long.wide) = (Wide::default(), Wide::default());
+                prop_assert_eq!(short, long);
+            }
+        }
+
+        /// A key comes back from its two parts, in both directions.
+        #[test]
+        fn keys_come_back(addresses in any::<[[u8; 16]; 2]>(), v6 in any::<bool>(), ports in any::<[u16; 2]>(),
+                          protocol in any::<u8>(), vlans in any::<[u16; 2]>(), tunnel in 0usize..9, id in any::<u32>()) {
+            let [source, destination] = addresses.map(|address| from_sixteen(address, v6));
+            let tunnel = tunnel.checked_sub(1).map(|kind| Tunnel { kind: TunnelKind::ALL[kind], id });
+            let [source_port, destination_port] = ports;
+            let [vlan, customer_vlan] = vlans;
+            let key = FlowKey { source, destination, source_port, destination_port, protocol, vlan, customer_vlan, tunnel };
+            let captured = Captured { link: LinkType::RawIp, bytes: &[], wire_length: 0, time_ns: 0, interface: 1 };
+            let mut out = Observation::default();
+            write(&Packet { key, ..Packet::default() }, &captured, &mut out);
+            prop_assert_eq!(out.key.expand(&out.wide.key, out.direction), key);
+        }
+    }
+}

@@ -919,6 +919,102 @@ mod tests {
         assert_eq!((records.len(), cache.live()), (1, 0), "an empty rest is no record");
     }
 
+    /// A sender who knows the program, but not the seed, makes as many flows as it likes and keeps those that meet in one
+    /// group of a cache with a seed of its own. In a cache with another seed they do not meet.
+    #[test]
+    fn nobody_can_aim_flows_at_one_group() {
+        let with_seed = |seed: u64| {
+            let FlowCache::Basic(cache) = FlowCache::with_seeds(
+                limits(100_000),
+                [seed, seed + 1, seed + 2, seed + 3].map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+            ) else {
+                unreachable!("no measurements were asked for")
+            };
+            cache
+        };
+        let (his, ours) = (with_seed(1), with_seed(2));
+        let words = |n: u64| [1 << 56 | 6 << 48 | n << 16, 0x0a00_0001 << 16 | 443];
+        let target = his.first_group(his.hash(words(0)));
+        let aimed: Vec<_> =
+            (0..20_000_000).map(words).filter(|words| his.first_group(his.hash(*words)) == target).collect();
+        assert!(aimed.len() > 1000, "{} flows meet in the attacker's cache", aimed.len());
+        let mut load = vec![0; ours.groups.len()];
+        aimed.iter().for_each(|words| load[ours.first_group(ours.hash(*words))] += 1);
+        assert!(load.iter().all(|flows| *flows <= SLOTS), "{:?}", load.iter().max());
+        // Flows that differ in one bit, or that count up, spread as chance would have it.
+        let mut load = vec![0usize; ours.groups.len()];
+        (0..80_000).map(words).for_each(|words| load[ours.first_group(ours.hash(words))] += 1);
+        assert!(load.iter().all(|flows| *flows < 40), "{:?}", load.iter().max());
+    }
+
+    /// A cache that is nearly full keeps nearly all of its flows: groups that overflow find room in the second one.
+    #[test]
+    fn few_flows_give_way_before_the_cache_is_full() {
+        let mut cache = cache(50_000);
+        let mut evicted = 0;
+        for n in 0..50_000u32 {
+            let mut seen = packet((1, 2), ACK, 0);
+            seen.key.words[0] += u64::from(n) << 16;
+            cache.observe(&mut [seen], &mut |r| {
+                evicted += u32::from(r.end_reason == FlowEndReason::LackOfResources as u8)
+            });
+        }
+        assert!(evicted < 500, "{evicted} of 50000");
+        assert_eq!(cache.live() + evicted as usize, 50_000);
+    }
+
+    #[test]
+    fn a_flood_of_syns_ends_soon_and_answers_do_not() {
+        let mut cache = FlowCache::new(CacheLimits { unanswered_timeout_ms: 2000, ..limits(64) });
+        let mut records = Vec::new();
+        let packets = [((1, 9), SYN, 0), ((2, 9), SYN, 0), ((9, 2), SYN | ACK, 10), ((3, 9), ACK, 0)];
+        for (hosts, flags, time_ms) in packets {
+            cache.observe(&mut [packet(hosts, flags, time_ms)], &mut |r| records.push(r));
+        }
+        cache.expire_all(2_100_000, &mut |r| records.push(r));
+        assert_eq!(
+            records.iter().map(|r| (r.forward.packets, r.reverse.packets, r.end_reason)).collect::<Vec<_>>(),
+            [(1, 0, 1)]
+        );
+        assert_eq!(cache.live(), 2);
+    }
+
+    #[test]
+    fn a_conversation_is_measured() {
+        let mut cache = FlowCache::new(CacheLimits { measure: true, ..limits(64) });
+        let mut step = |back: bool, flags: u16, sequence: u32, payload: u32, time_us: u64, window: u16| {
+            let mut seen = packet(if back { (1, 9) } else { (9, 1) }, flags, 0);
+            seen.time_us = time_us;
+            (seen.details.tcp_sequence, seen.details.payload, seen.details.tcp_window) = (sequence, payload, window);
+            cache.observe(&mut [seen], &mut |_| panic!("nothing ends"));
+        };
+        step(false, SYN, 1000, 0, 1_000_000, 100);
+        step(true, SYN | ACK, 5000, 0, 1_030_000, 100);
+        step(false, ACK, 1001, 0, 1_035_000, 100);
+        step(false, ACK, 1001, 100, 1_040_000, 100); // the request
+        step(true, ACK, 5001, 0, 1_050_000, 100);
+        step(true, ACK, 5001, 500, 1_140_000, 100); // the answer, 100 ms after it
+        step(true, ACK, 6001, 500, 1_141_000, 100); // one too early,
+        step(true, ACK, 5501, 500, 1_141_500, 100); // which this one should have come before
+        step(true, ACK, 5001, 500, 1_500_000, 100); // again, much later
+        step(false, ACK, 1100, 0, 1_600_000, 0); // a keep-alive that closes the window
+        let mut records = Vec::new();
+        cache.flush(&mut |record| records.push(record));
+        let measured = records[0].measured;
+        assert_eq!(
+            (measured.server_network_us, measured.client_network_us, measured.application_us),
+            (30_000, 5_000, 100_000)
+        );
+        let of = |d: nagare_wire::flow::DirectionMeasured| {
+            (d.tcp_initial_sequence, d.retransmitted, d.out_of_order, d.zero_window)
+        };
+        assert_eq!((of(measured.forward), of(measured.reverse)), ((1000, 0, 0, 1), (5000, 1, 1, 0)));
+        assert_eq!(
+            (measured.forward.length_min, measured.reverse.length_max, measured.forward.layer2_octets),
+            (49, 41, 4 * 60)
+        );
+    }
+
     proptest! {
         /// Whatever comes, packets and octets in equal those out, and expiring more often changes no record.
         #[test]

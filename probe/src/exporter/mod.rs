@@ -11,6 +11,7 @@ use mio::{Events, Poll, Token, Waker};
 use nagare_service::endpoint::Scheme;
 use nagare_service::run::Stop;
 use nagare_wire::flow::FlowRecord;
+use nagare_wire::ipfix::field::FlowTemplate;
 use nagare_wire::ipfix::mapping::ExporterStatistics;
 use output::{Dump, FileOutput};
 use process::{ExportingProcess, Message};
@@ -30,7 +31,7 @@ const STREAM_MESSAGE_MAX: usize = 16_000;
 /// Records made into Messages in one round, so that the rings are emptied in between.
 const ROUND_RECORDS: usize = 8192;
 /// Octets of the headers of IPv6 and UDP before a Message.
-const UDP_OVERHEAD: usize = 48;
+pub const UDP_OVERHEAD: usize = 48;
 /// exportingProcessId of the one Exporting Process.
 const PROCESS_ID: u32 = 1;
 
@@ -56,6 +57,8 @@ pub struct ExporterOptions {
     pub books_interval: Duration,
     /// How often Templates are sent again over UDP (RFC 7011, 8.4).
     pub template_interval: Duration,
+    /// The fields of flows.
+    pub template: FlowTemplate,
     /// The path MTU over UDP.
     pub mtu: usize,
     /// The source is a file: it waits where the buffer is full, as long as the collector may come back in time.
@@ -136,7 +139,7 @@ impl Exporter {
         let now = Instant::now();
         Exporter {
             output,
-            process: ExportingProcess::new(options.domain, message_max),
+            process: ExportingProcess::new(options.domain, message_max, options.template.clone()),
             rings,
             queue: VecDeque::with_capacity(options.records_max),
             counters: books.export.clone(),

@@ -5,6 +5,7 @@
 use crate::counters::Tally;
 use nagare_wire::flow::FlowRecord;
 use nagare_wire::ipfix::export::{Full, MessageBuilder};
+use nagare_wire::ipfix::field::FlowTemplate;
 use nagare_wire::ipfix::mapping::{Book, ExporterStatistics};
 
 /// A whole Message and what it carries.
@@ -27,9 +28,10 @@ pub struct ExportingProcess {
 }
 
 impl ExportingProcess {
-    /// For Messages of at most `message_max` octets.
-    pub fn new(domain: u32, message_max: usize) -> ExportingProcess {
-        ExportingProcess { builder: MessageBuilder::new(message_max), domain, sequence: 0, flows: Tally::default() }
+    /// For Messages of at most `message_max` octets, flows with the fields of `template`.
+    pub fn new(domain: u32, message_max: usize, template: FlowTemplate) -> ExportingProcess {
+        let builder = MessageBuilder::with_template(message_max, template);
+        ExportingProcess { builder, domain, sequence: 0, flows: Tally::default() }
     }
 
     /// Begins a Transport Session: the sequence starts at 0, and the Templates go first (RFC 7011, 8). Gives what was in a
@@ -121,7 +123,7 @@ mod tests {
 
     #[test]
     fn sessions_begin_with_templates_and_lose_no_count() {
-        let mut process = ExportingProcess::new(7, 512);
+        let mut process = ExportingProcess::new(7, 512, FlowTemplate::basic());
         let mut carried = Tally::default();
         for _ in 0..2 {
             let mut session = TransportSession::new(Transport::Stream);

@@ -102,6 +102,7 @@ impl Rig {
             drain_timeout: setup.drain,
             books_interval: Duration::from_millis(200),
             template_interval: setup.template_interval,
+            template: nagare_wire::ipfix::field::FlowTemplate::basic(),
             mtu: setup.mtu,
             waits: false,
         };
