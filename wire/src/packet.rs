@@ -156,35 +156,45 @@ pub struct Packet {
 
 /// Decodes a frame of which `frame` was captured and that had `wire_length` octets on the wire.
 pub fn decode(link: LinkType, frame: &[u8], wire_length: u32) -> Result<Packet, Ignore> {
-    let (vlan, packet) = match link {
+    let (around, packet) = match link {
         LinkType::Ppi => ppi(frame)?,
         link => link_layer(link, frame)?,
     };
     // Cut frames are rare, and a length field of 0 (segmentation offload) rarer: then the wire tells the length.
     let on_wire = (wire_length as usize).max(frame.len()) - (frame.len() - packet.len());
     match packet.first().ok_or(Ignore::Truncated)? >> 4 {
-        4 => ipv4(packet, on_wire, vlan),
-        6 => ipv6(packet, on_wire, vlan),
+        4 => ipv4(packet, on_wire, &around),
+        6 => ipv6(packet, on_wire, &around),
         _ => Err(Ignore::Malformed),
     }
 }
 
-/// The outermost VLAN, and what begins with an IP header.
-fn link_layer(link: LinkType, frame: &[u8]) -> Result<(u16, &[u8]), Ignore> {
+/// What stands before the IP header.
+#[derive(Clone, Copy, Default)]
+struct Around {
+    vlan: u16,
+    customer_vlan: u16,
+    mpls_top: u32,
+    source_mac: [u8; 6],
+    destination_mac: [u8; 6],
+}
+
+/// What stands before the IP header, and what begins with it.
+fn link_layer(link: LinkType, frame: &[u8]) -> Result<(Around, &[u8]), Ignore> {
     match link {
         LinkType::Ethernet => ethernet(frame),
-        LinkType::RawIp => Ok((0, frame)),
+        LinkType::RawIp => Ok((Around::default(), frame)),
         LinkType::LinuxSll => ether_type(be16(frame, 14)?, from(frame, 16)?),
         LinkType::LinuxSll2 => ether_type(be16(frame, 0)?, from(frame, 20)?),
-        LinkType::Null => Ok((0, null(frame)?)),
-        LinkType::Ppp => Ok((0, ppp(frame)?)),
+        LinkType::Null => Ok((Around::default(), null(frame)?)),
+        LinkType::Ppp => Ok((Around::default(), ppp(frame)?)),
         LinkType::CiscoHdlc => ether_type(be16(frame, 2)?, from(frame, 4)?),
         // None within another: a frame must not decide how deep the decoder goes.
         LinkType::Ppi => Err(Ignore::OtherProtocol),
     }
 }
 
-fn ppi(frame: &[u8]) -> Result<(u16, &[u8]), Ignore> {
+fn ppi(frame: &[u8]) -> Result<(Around, &[u8]), Ignore> {
     let header: &[u8; 8] = frame.first_chunk().ok_or(Ignore::Truncated)?;
     let length = usize::from(u16::from_le_bytes([header[2], header[3]]));
     let number = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
@@ -200,22 +210,35 @@ fn from(bytes: &[u8], at: usize) -> Result<&[u8], Ignore> {
     bytes.get(at..).ok_or(Ignore::Truncated)
 }
 
-fn ethernet(frame: &[u8]) -> Result<(u16, &[u8]), Ignore> {
-    ether_type(be16(frame, 12)?, from(frame, 14)?)
+fn ethernet(frame: &[u8]) -> Result<(Around, &[u8]), Ignore> {
+    let (around, packet) = ether_type(be16(frame, 12)?, from(frame, 14)?)?;
+    let mac = |at: usize| frame[at..at + 6].try_into().expect("six octets, before the EtherType");
+    Ok((Around { source_mac: mac(6), destination_mac: mac(0), ..around }, packet))
 }
 
-/// Looks through VLAN tags, MPLS, PPPoE and SNAP; gives the outermost VLAN and what begins with an IP header.
-fn ether_type(mut kind: u16, mut rest: &[u8]) -> Result<(u16, &[u8]), Ignore> {
-    let mut vlan = None;
+/// Looks through VLAN tags, MPLS, PPPoE and SNAP. Of the tags the outermost two are kept.
+fn ether_type(mut kind: u16, mut rest: &[u8]) -> Result<(Around, &[u8]), Ignore> {
+    let mut around = Around::default();
+    let mut tags = 0;
     for _ in 0..STACK_MAX {
         match kind {
-            0x0800 | 0x86dd => return Ok((vlan.unwrap_or(0), of_family(kind, rest)?)),
+            0x0800 | 0x86dd => return Ok((around, of_family(kind, rest)?)),
             0x8100 | 0x88a8 | 0x9100 | 0x9200 => {
-                vlan.get_or_insert(be16(rest, 0)? & 0x0fff);
+                let vlan = be16(rest, 0)? & 0x0fff;
+                match tags {
+                    0 => around.vlan = vlan,
+                    1 => around.customer_vlan = vlan,
+                    _ => {}
+                }
+                tags += 1;
                 (kind, rest) = (be16(rest, 2)?, from(rest, 4)?);
             }
-            0x8847 | 0x8848 => return Ok((vlan.unwrap_or(0), mpls(rest)?)),
-            0x8864 => return Ok((vlan.unwrap_or(0), ppp(from(rest, 6)?)?)),
+            0x8847 | 0x8848 => {
+                let [high, middle, low] = *rest.first_chunk::<3>().ok_or(Ignore::Truncated)?;
+                around.mpls_top = u32::from_be_bytes([0, high, middle, low]);
+                return Ok((around, mpls(rest)?));
+            }
+            0x8864 => return Ok((around, ppp(from(rest, 6)?)?)),
             0x8863 => return Err(Ignore::PppControl),
             0x0806 | 0x8035 => return Err(Ignore::Arp),
             // 1536 and above are EtherTypes, below stands the length of an 802.3 frame (or, cooked, a number of Linux).
@@ -275,7 +298,7 @@ fn null(frame: &[u8]) -> Result<&[u8], Ignore> {
     }
 }
 
-fn ipv4(packet: &[u8], on_wire: usize, vlan: u16) -> Result<Packet, Ignore> {
+fn ipv4(packet: &[u8], on_wire: usize, around: &Around) -> Result<Packet, Ignore> {
     let header: &[u8; 20] = packet.first_chunk().ok_or(Ignore::Truncated)?;
     let header_length = usize::from(header[0] & 0x0f) * 4;
     let total = match u16::from_be_bytes([header[2], header[3]]) {
@@ -295,28 +318,31 @@ fn ipv4(packet: &[u8], on_wire: usize, vlan: u16) -> Result<Packet, Ignore> {
         protocol,
         first: offset == 0,
     });
-    Ok(transport(
-        Ip { source: address(12), destination: address(16), protocol, tos: header[1], fragment },
-        payload,
-        total,
-        vlan,
-    ))
+    let (ttl, beyond) = (header[8], total - header_length);
+    let (source, destination) = (address(12), address(16));
+    let ip = Ip { source, destination, protocol, tos: header[1], ttl, flow_label: 0, fragment, beyond };
+    Ok(transport(ip, payload, total, around))
 }
 
-fn ipv6(packet: &[u8], on_wire: usize, vlan: u16) -> Result<Packet, Ignore> {
+fn ipv6(packet: &[u8], on_wire: usize, around: &Around) -> Result<Packet, Ignore> {
     let header: &[u8; 40] = packet.first_chunk().ok_or(Ignore::Truncated)?;
     let payload_length = usize::from(u16::from_be_bytes([header[4], header[5]]));
     let next = header[6];
     // A length of 0 is a jumbogram (RFC 2675) or segmentation offload; only "no next header" (59) says really nothing.
     let total = if payload_length == 0 && next != 59 { on_wire } else { 40 + payload_length };
     let payload = &packet[40..total.clamp(40, packet.len())];
+    let (before, captured) = (total - 40, payload.len());
     let (protocol, fragment, payload) = extension_headers(next, payload);
+    let beyond = before.saturating_sub(captured - payload.len());
     let address = |at: usize| {
         let octets: [u8; 16] = header[at..at + 16].try_into().expect("sixteen octets");
         IpAddr::V6(Ipv6Addr::from(octets))
     };
     let tos = (header[0] << 4) | (header[1] >> 4);
-    Ok(transport(Ip { source: address(8), destination: address(24), protocol, tos, fragment }, payload, total, vlan))
+    let flow_label = u32::from_be_bytes([0, header[1] & 0x0f, header[2], header[3]]);
+    let (source, destination) = (address(8), address(24));
+    let ip = Ip { source, destination, protocol, tos, ttl: header[7], flow_label, fragment, beyond };
+    Ok(transport(ip, payload, total, around))
 }
 
 /// Whether a Next Header value names an extension header that is looked through. ESP (50) hides what follows, AH (51) is
@@ -356,7 +382,11 @@ struct Ip {
     destination: IpAddr,
     protocol: u8,
     tos: u8,
+    ttl: u8,
+    flow_label: u32,
     fragment: Option<Fragment>,
+    /// Octets from the transport header on, by the IP header's length.
+    beyond: usize,
 }
 
 /// Whether the transport header of a protocol begins with two ports: TCP, UDP, DCCP, SCTP, UDP-Lite.
@@ -364,7 +394,7 @@ pub fn has_ports(protocol: u8) -> bool {
     matches!(protocol, 6 | 17 | 33 | 132 | 136)
 }
 
-fn transport(ip: Ip, payload: &[u8], octets: usize, vlan: u16) -> Packet {
+fn transport(ip: Ip, payload: &[u8], octets: usize, around: &Around) -> Packet {
     let readable = ip.fragment.is_none_or(|fragment| fragment.first);
     let port = |at: usize| match be16(payload, at) {
         Ok(port) if readable && payload.len() >= 4 && has_ports(ip.protocol) => port,
@@ -374,6 +404,19 @@ fn transport(ip: Ip, payload: &[u8], octets: usize, vlan: u16) -> Packet {
         Ok(bits) if readable && ip.protocol == 6 => bits & 0x0fff,
         _ => 0,
     };
+    let (header, tcp_sequence, tcp_window) = match (readable, ip.protocol, payload.get(..20)) {
+        (true, 6, Some(h)) => (
+            usize::from(h[12] >> 4) * 4,
+            u32::from_be_bytes([h[4], h[5], h[6], h[7]]),
+            u16::from_be_bytes([h[14], h[15]]),
+        ),
+        (true, 17, _) => (8, 0, 0),
+        _ => (ip.beyond, 0, 0),
+    };
+    let icmp_type_code = match be16(payload, 0) {
+        Ok(number) if readable && matches!(ip.protocol, 1 | 58) => number,
+        _ => 0,
+    };
     Packet {
         key: FlowKey {
             source: ip.source,
@@ -381,14 +424,25 @@ fn transport(ip: Ip, payload: &[u8], octets: usize, vlan: u16) -> Packet {
             source_port: port(0),
             destination_port: port(2),
             protocol: ip.protocol,
-            vlan,
-            ..FlowKey::default()
+            vlan: around.vlan,
+            customer_vlan: around.customer_vlan,
+            tunnel: None,
         },
         octets: octets as u32,
         tcp_flags,
         tos: ip.tos,
         fragment: ip.fragment,
-        ..Packet::default()
+        ttl: ip.ttl,
+        tcp_sequence,
+        tcp_window,
+        payload: ip.beyond.saturating_sub(header) as u32,
+        icmp_type_code,
+        flow_label: ip.flow_label,
+        source_mac: around.source_mac,
+        destination_mac: around.destination_mac,
+        mpls_top: around.mpls_top,
+        outer: None,
+        tunnel_id: 0,
     }
 }
 
