@@ -2,5 +2,7 @@
 #![deny(missing_docs)]
 
 pub mod lab;
+pub mod memory;
+pub mod plot;
 pub mod sender;
 pub mod traffic;
