@@ -797,7 +797,7 @@ pub fn memory_limit(bytes: usize, lasting: std::time::Duration) -> f64 {
             let mut chosen = [0; BATCH];
             for line in &mut chosen {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                *line = ((state >> 32) * lines.len() as u64 >> 32) as usize;
+                *line = (((state >> 32) * lines.len() as u64) >> 32) as usize;
                 prefetch(&lines[*line]);
             }
             chosen.iter().for_each(|line| lines[*line].octets[0] += 64);
