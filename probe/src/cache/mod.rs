@@ -787,14 +787,14 @@ impl<M: More> Cache<M> {
 }
 
 /// The yardstick of benchmarks: million random read-modify-writes of one 64-byte line a second, in the cache's own kind of
-/// memory, with prefetching in batches as the cache does it.
+/// memory, prefetched in batches of 32.
 pub fn memory_limit(bytes: usize, lasting: std::time::Duration) -> f64 {
     let mut lines: Pages<Hot> = Pages::new(bytes / size_of::<Hot>());
     let (mut state, mut touched) = (0x9e37_79b9_7f4a_7c15u64, 0u64);
     let began = std::time::Instant::now();
     while began.elapsed() < lasting {
         for _ in 0..1000 {
-            let mut chosen = [0; BATCH];
+            let mut chosen = [0; 32];
             for line in &mut chosen {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 *line = (((state >> 32) * lines.len() as u64) >> 32) as usize;
@@ -802,7 +802,7 @@ pub fn memory_limit(bytes: usize, lasting: std::time::Duration) -> f64 {
             }
             chosen.iter().for_each(|line| lines[*line].octets[0] += 64);
         }
-        touched += 1000 * BATCH as u64;
+        touched += 1000 * 32;
     }
     touched as f64 / began.elapsed().as_secs_f64() / 1e6
 }
