@@ -232,7 +232,9 @@ impl Options {
         }
         let least = limit_min(&template) + crate::exporter::UDP_OVERHEAD;
         if matches!(&destination, Destination::Collector(to) if to.scheme == Scheme::Udp) && mtu < least {
-            return Err(PlanError(format!("--mtu {mtu} is less than the {least} octets that the Templates take")));
+            return Err(PlanError(format!(
+                "--mtu {mtu} is less than the {least} octets that a packet with these Templates takes: raise it, or export fewer fields"
+            )));
         }
         Ok(Plan {
             input: self.input()?,
@@ -347,10 +349,17 @@ mod tests {
             ("-i lo --dump csv --workers 1 --cores 0,1", "differ"),
             ("-i lo --dump csv --cores 9999", "--cores 9999"),
             ("-i lo --dump csv --ring-frames 100", "power of two"),
+            ("-i lo --collector udp://127.0.0.1 --template full --mtu 600", "export fewer fields"),
+            ("-i lo --dump csv --template no-such-file", "basic, full, help"),
         ] {
             let refusal = plan(arguments).map(|_| ()).unwrap_err();
             assert!(refusal.contains(expected), "{arguments}: {refusal}");
         }
+    }
+
+    #[test]
+    fn the_default_mtu_holds_every_field() {
+        assert!(plan("-i lo --collector udp://127.0.0.1 --template full").unwrap().limits.measure);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use std::time::Duration;
 const BATCH: usize = 64;
 /// How long a worker sleeps where no frame comes: timeouts are looked at this often.
 const WAIT: Duration = Duration::from_millis(50);
-/// Records that one round of expiry may hand over, so that frames never wait long.
+/// Flows that one round of expiry may look at, so that frames never wait long.
 const EXPIRY_BUDGET: usize = 2 * BATCH;
 /// Datagrams in fragments that a worker follows at once.
 const DATAGRAMS: usize = 4096;
@@ -114,6 +114,8 @@ impl<S: CaptureSource> Worker<S> {
     }
 
     fn meter(&mut self) -> io::Result<()> {
+        // Where expiry is behind, the worker does not wait for frames: flows that end without traffic must not queue up.
+        let mut wait = WAIT;
         loop {
             let Worker { source, observer, batch, parts, .. } = self;
             if parts.stop.as_ref().is_some_and(Stop::is_set) {
@@ -122,7 +124,7 @@ impl<S: CaptureSource> Worker<S> {
             let mut taken = 0;
             let mut ignored = [0u64; Ignore::ALL.len()];
             let received =
-                source.receive(BATCH, WAIT, |frame| match observer.observe(&captured(&frame), &mut batch[taken]) {
+                source.receive(BATCH, wait, |frame| match observer.observe(&captured(&frame), &mut batch[taken]) {
                     Ok(()) => taken += 1,
                     Err(ignore) => ignored[ignore as usize] += 1,
                 });
@@ -139,14 +141,13 @@ impl<S: CaptureSource> Worker<S> {
             cache.observe(batch, &mut |record| hand_over(parts, record));
             let received = received?;
             let now_us = received.now_ns / 1000;
-            match received.end {
-                true => cache.expire_all(now_us, &mut |record| hand_over(parts, record)),
-                false => cache.expire(now_us, EXPIRY_BUDGET, &mut |record| hand_over(parts, record)),
-            }
-            self.publish();
             if received.end {
-                return Ok(());
+                cache.expire_all(now_us, &mut |record| hand_over(parts, record));
+                return Ok(()); // `run` publishes what is left.
             }
+            let kept_pace = cache.expire(now_us, EXPIRY_BUDGET, &mut |record| hand_over(parts, record));
+            wait = if kept_pace { WAIT } else { Duration::ZERO };
+            self.publish();
         }
     }
 

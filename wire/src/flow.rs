@@ -85,6 +85,11 @@ impl TunnelKind {
         TunnelKind::Teredo,
     ];
 
+    /// Whether both directions bear the same identifier, so that it belongs to the key.
+    pub fn shares_identifier(self) -> bool {
+        matches!(self, TunnelKind::Gre | TunnelKind::Vxlan | TunnelKind::Geneve | TunnelKind::Erspan)
+    }
+
     /// Its name, as people write it.
     pub fn name(self) -> &'static str {
         ["ip-in-ip", "gre", "vxlan", "geneve", "gtp-u", "erspan", "l2tp", "teredo"][self as usize - 1]

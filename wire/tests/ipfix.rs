@@ -363,7 +363,7 @@ proptest! {
         let ends: (IpAddr, IpAddr) = if is_v6 { (v6.into(), v6.into()) } else { (n.to_be_bytes().into(), [1, 2, 3, 4].into()) };
         let tunnel = TunnelKind::ALL.get(kind).map(|kind| Tunnel {
             kind: *kind,
-            id: if matches!(kind, TunnelKind::GtpU | TunnelKind::L2tp | TunnelKind::IpInIp | TunnelKind::Teredo) { 0 } else { n },
+            id: if kind.shares_identifier() { n } else { 0 },
         });
         let flow = rich(n, ends, tunnel);
         let mut builder = MessageBuilder::with_template(512, FlowTemplate::full());

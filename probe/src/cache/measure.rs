@@ -1,7 +1,7 @@
 //! Measurements beyond the counters: one more line per flow, kept where the template asks for them.
 
-use super::initiator_of;
 use super::table::{Hot, Zeroed};
+use super::{ACK, FIN, RST, SYN, TCP, initiator_of};
 use nagare_wire::flow::{DirectionMeasured, Measured};
 use nagare_wire::observation::{CompactKey, Observation};
 
@@ -9,11 +9,6 @@ use nagare_wire::observation::{CompactKey, Observation};
 /// before; later it is a retransmission.
 const REORDERING_US: u64 = 3000;
 
-const FIN: u16 = 0x01;
-const SYN: u16 = 0x02;
-const RST: u16 = 0x04;
-const ACK: u16 = 0x10;
-const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMP: [u8; 2] = [1, 58];
 
@@ -100,11 +95,52 @@ impl More for Measure {
 
     #[inline]
     fn take(&mut self, hot: &mut Hot, packet: &Observation) {
-        self.count(hot, packet);
+        let initiator = initiator_of(hot.state);
+        let (details, d) = (&packet.details, packet.direction as usize);
+        let (low, carried) = self.layer2_low[d].overflowing_add(details.layer2_octets);
+        self.layer2_low[d] = low;
+        self.layer2_high[d] = self.layer2_high[d].saturating_add(u16::from(carried));
+        let length = packet.octets.min(u32::from(u16::MAX)) as u16;
+        self.length_min[d] = self.length_min[d].min(length);
+        self.length_max[d] = self.length_max[d].max(length);
+        self.ttl_min[d] = self.ttl_min[d].min(details.ttl);
+        self.ttl_max[d] = self.ttl_max[d].max(details.ttl);
+        let is_tcp = packet.key.protocol() == TCP;
+        if is_tcp {
+            self.take_sequence(hot, packet);
+            if hot.stage & ANSWERED == 0 || hot.stage & SYN_SEEN != 0 {
+                self.take_handshake(hot, packet.direction == initiator, packet);
+            }
+        }
+        if details.payload > 0 && hot.stage & RESPONDED == 0 && (is_tcp || packet.key.protocol() == UDP) {
+            self.take_request(hot, packet.direction == initiator, packet.time_us);
+        }
     }
 
     fn measured(&self, hot: &Hot) -> Measured {
-        self.told(hot)
+        let of = |d: usize| match hot.packets[d] {
+            0 => DirectionMeasured::default(),
+            _ => DirectionMeasured {
+                layer2_octets: u64::from(self.layer2_high[d]) << 32 | u64::from(self.layer2_low[d]),
+                length_min: u32::from(self.length_min[d]),
+                length_max: u32::from(self.length_max[d]),
+                ttl_min: self.ttl_min[d],
+                ttl_max: self.ttl_max[d],
+                tcp_initial_sequence: if hot.stage & SEQUENCED[d] != 0 { self.initial[d] } else { 0 },
+                retransmitted: u32::from(self.retransmitted[d]),
+                out_of_order: u32::from(self.out_of_order[d]),
+                zero_window: u32::from(self.zero_window[d]),
+            },
+        };
+        let forward = initiator_of(hot.state) as usize;
+        let taken = |done: bool, value: u32| if done { value } else { 0 };
+        Measured {
+            forward: of(forward),
+            reverse: of(1 - forward),
+            server_network_us: taken(hot.stage & ANSWERED != 0, self.server_us),
+            client_network_us: taken(hot.stage & (ANSWERED | SYN_SEEN) == ANSWERED, self.client_us),
+            application_us: taken(hot.stage & RESPONDED != 0, self.application_us),
+        }
     }
 
     fn icmp_type_code(&self, hot: &Hot) -> u16 {
@@ -142,30 +178,6 @@ impl Measure {
         client_us: 0,
         application_us: 0,
     };
-
-    #[inline]
-    fn count(&mut self, hot: &mut Hot, packet: &Observation) {
-        let initiator = initiator_of(hot.state);
-        let (details, d) = (&packet.details, packet.direction as usize);
-        let (low, carried) = self.layer2_low[d].overflowing_add(details.layer2_octets);
-        self.layer2_low[d] = low;
-        self.layer2_high[d] = self.layer2_high[d].saturating_add(u16::from(carried));
-        let length = packet.octets.min(u32::from(u16::MAX)) as u16;
-        self.length_min[d] = self.length_min[d].min(length);
-        self.length_max[d] = self.length_max[d].max(length);
-        self.ttl_min[d] = self.ttl_min[d].min(details.ttl);
-        self.ttl_max[d] = self.ttl_max[d].max(details.ttl);
-        let is_tcp = packet.key.protocol() == TCP;
-        if is_tcp {
-            self.take_sequence(hot, packet);
-            if hot.stage & ANSWERED == 0 || hot.stage & SYN_SEEN != 0 {
-                self.take_handshake(hot, packet.direction == initiator, packet);
-            }
-        }
-        if details.payload > 0 && hot.stage & RESPONDED == 0 && (is_tcp || packet.key.protocol() == UDP) {
-            self.take_request(hot, packet.direction == initiator, packet.time_us);
-        }
-    }
 
     #[inline]
     fn take_sequence(&mut self, hot: &mut Hot, packet: &Observation) {
@@ -244,32 +256,6 @@ impl Measure {
             // The responder spoke first (as mail servers do), or the request goes on.
             (false, false) => hot.stage |= RESPONDED,
             (true, true) => {}
-        }
-    }
-
-    fn told(&self, hot: &Hot) -> Measured {
-        let of = |d: usize| match hot.packets[d] {
-            0 => DirectionMeasured::default(),
-            _ => DirectionMeasured {
-                layer2_octets: u64::from(self.layer2_high[d]) << 32 | u64::from(self.layer2_low[d]),
-                length_min: u32::from(self.length_min[d]),
-                length_max: u32::from(self.length_max[d]),
-                ttl_min: self.ttl_min[d],
-                ttl_max: self.ttl_max[d],
-                tcp_initial_sequence: if hot.stage & SEQUENCED[d] != 0 { self.initial[d] } else { 0 },
-                retransmitted: u32::from(self.retransmitted[d]),
-                out_of_order: u32::from(self.out_of_order[d]),
-                zero_window: u32::from(self.zero_window[d]),
-            },
-        };
-        let forward = initiator_of(hot.state) as usize;
-        let taken = |done: bool, value: u32| if done { value } else { 0 };
-        Measured {
-            forward: of(forward),
-            reverse: of(1 - forward),
-            server_network_us: taken(hot.stage & ANSWERED != 0, self.server_us),
-            client_network_us: taken(hot.stage & (ANSWERED | SYN_SEEN) == ANSWERED, self.client_us),
-            application_us: taken(hot.stage & RESPONDED != 0, self.application_us),
         }
     }
 }

@@ -128,9 +128,9 @@ impl FlowCache {
         either!(self, cache => cache.observe(batch, emit))
     }
 
-    /// Hands over records of flows that are due at `now_us`, about `budget` of them. The hand keeps pace with the time: each call
-    /// looks at as many groups as the time since the last one asks for, so that no call takes long.
-    pub fn expire(&mut self, now_us: u64, budget: usize, emit: &mut impl FnMut(FlowRecord)) {
+    /// Hands over records of flows that are due at `now_us`; looks at `budget` flows at most. The hand keeps pace with the time: each
+    /// call passes as many groups as the time since the last one asks for. Says whether it did, or is behind and would go on.
+    pub fn expire(&mut self, now_us: u64, budget: usize, emit: &mut impl FnMut(FlowRecord)) -> bool {
         either!(self, cache => cache.expire(now_us, budget, emit))
     }
 
@@ -147,7 +147,9 @@ impl FlowCache {
 
 /// Flows in a table that is reserved at the start; `M` is what is measured beside the counters.
 pub struct Cache<M: More> {
-    limits: CacheLimits,
+    flows_max: usize,
+    keeps_outer: bool,
+    timeouts: Timeouts,
     seeds: [u64; 4],
     groups: Pages<Group>,
     slots: Pages<Slot<M>>,
@@ -161,6 +163,25 @@ pub struct Cache<M: More> {
     candidates: [usize; BATCH],
 }
 
+/// The timeouts of [`CacheLimits`] in microseconds.
+#[derive(Clone, Copy)]
+struct Timeouts {
+    idle_us: u64,
+    active_us: u64,
+    unanswered_us: u64,
+}
+
+impl Timeouts {
+    fn of(limits: &CacheLimits) -> Timeouts {
+        let us = |ms: u64| ms.saturating_mul(1000);
+        Timeouts {
+            idle_us: us(limits.idle_timeout_ms),
+            active_us: us(limits.active_timeout_ms),
+            unanswered_us: us(limits.unanswered_timeout_ms.min(limits.idle_timeout_ms)),
+        }
+    }
+}
+
 /// The hand that goes over the groups.
 #[derive(Clone, Copy, Default)]
 struct Wheel {
@@ -168,8 +189,6 @@ struct Wheel {
     hand: usize,
     /// The time up to which the hand has kept pace.
     reached_us: u64,
-    /// Groups of which every flow is to be looked at, as the clock has leapt.
-    leap: usize,
 }
 
 /// What is to be done about a flow.
@@ -205,7 +224,9 @@ impl<M: More> Cache<M> {
         let groups = group_count(flows_max);
         let slots = groups * SLOTS;
         Cache {
-            limits: CacheLimits { flows_max, ..limits },
+            flows_max,
+            keeps_outer: limits.outer,
+            timeouts: Timeouts::of(&limits),
             seeds,
             groups: Pages::new(groups),
             slots: Pages::new(slots),
@@ -379,8 +400,8 @@ impl<M: More> Cache<M> {
             let d = packet.direction as usize;
             // Wrapping: a packet from before the last one has a huge age, and goes the long way.
             let plain = hot.state & SPECIAL == 0
-                && packet.time_us.wrapping_sub(hot.last_us) < self.limits.idle_timeout_ms * 1000
-                && packet.time_us.wrapping_sub(hot.first_us) < self.limits.active_timeout_ms * 1000
+                && packet.time_us.wrapping_sub(hot.last_us) < self.timeouts.idle_us
+                && packet.time_us.wrapping_sub(hot.first_us) < self.timeouts.active_us
                 && packet.tcp_flags & !hot.tcp_flags[d] == 0
                 && hot.packets[d] != 0
                 && hot.packets[d] < PACKETS_MAX;
@@ -414,7 +435,7 @@ impl<M: More> Cache<M> {
         };
         let Slot { hot, more } = &mut self.slots[slot];
         more.take(hot, packet);
-        let d = packet.direction as usize;
+        let (before, d) = (hot.state, packet.direction as usize);
         if hot.state & EMPTY != 0 {
             (hot.first_us, hot.last_us, hot.tos) = (packet.time_us, packet.time_us, packet.tos);
             hot.state &= !EMPTY;
@@ -428,13 +449,13 @@ impl<M: More> Cache<M> {
         hot.packets[d] += 1;
         hot.octets[d] += u64::from(packet.octets);
         hot.tcp_flags[d] |= packet.tcp_flags;
-        self.settle(slot);
+        self.settle(slot, before);
     }
 
-    /// The state that follows from what was seen; a flow whose time has become shorter is armed again.
-    fn settle(&mut self, slot: usize) {
+    /// The state that follows from what was seen, `before` being the one before this packet; a flow whose timeouts have become
+    /// others is armed again, a new one for the first time.
+    fn settle(&mut self, slot: usize, before: u8) {
         let hot = &mut self.slots[slot].hot;
-        let before = hot.state;
         if (CompactKey { words: hot.words }).protocol() == TCP {
             let seen = |d: usize| hot.packets[d] > 0;
             let finished = |d: usize| !seen(d) || hot.tcp_flags[d] & FIN != 0;
@@ -442,35 +463,32 @@ impl<M: More> Cache<M> {
             if reset || finished(0) && finished(1) {
                 hot.state |= CLOSING;
             }
-            if hot.state & UNANSWERED != 0 && (hot.tcp_flags[0] | hot.tcp_flags[1] != SYN || seen(0) && seen(1)) {
+            if hot.state & UNANSWERED != 0 && (!only_opens(hot.tcp_flags[0] | hot.tcp_flags[1]) || seen(0) && seen(1)) {
                 hot.state &= !UNANSWERED;
             }
         }
         if hot.state != before || before & SPECIAL != 0 {
-            self.arm(slot);
+            self.arm(slot, self.slots[slot].hot.last_us.max(self.wheel.reached_us));
         }
     }
 
-    /// Sets the tick in which the flow is to be looked at.
-    fn arm(&mut self, slot: usize) {
+    /// Sets the tick in which the flow is to be looked at, which is not before `now_us`.
+    fn arm(&mut self, slot: usize, now_us: u64) {
         let (ends_us, part_us, _) = self.timeouts(&self.slots[slot].hot);
-        let now = tick(self.slots[slot].hot.last_us.max(self.wheel.reached_us));
+        let now = tick(now_us);
         let due = (tick(ends_us.min(part_us)) + 1).clamp(now, now + HORIZON_TICKS);
         self.groups[slot / SLOTS].set_due(slot % SLOTS, due as u8);
     }
 
     /// When the flow ends, when its next part is due, and why it ends.
     fn timeouts(&self, hot: &Hot) -> (u64, u64, FlowEndReason) {
-        let limits = &self.limits;
         let (timeout_us, reason) = match hot.state {
             state if state & CLOSING != 0 => (LINGER_US, FlowEndReason::EndOfFlow),
-            state if state & UNANSWERED != 0 => {
-                (limits.unanswered_timeout_ms.min(limits.idle_timeout_ms) * 1000, FlowEndReason::IdleTimeout)
-            }
-            _ => (limits.idle_timeout_ms * 1000, FlowEndReason::IdleTimeout),
+            state if state & UNANSWERED != 0 => (self.timeouts.unanswered_us, FlowEndReason::IdleTimeout),
+            _ => (self.timeouts.idle_us, FlowEndReason::IdleTimeout),
         };
         let part_us = match hot.state & EMPTY {
-            0 => hot.first_us.saturating_add(limits.active_timeout_ms * 1000),
+            0 => hot.first_us.saturating_add(self.timeouts.active_us),
             _ => u64::MAX,
         };
         (hot.last_us.saturating_add(timeout_us), part_us, reason)
@@ -500,54 +518,53 @@ impl<M: More> Cache<M> {
         }
     }
 
-    /// Hands over records of flows that are due at `now_us`, about `budget` of them. The hand keeps pace with the time: each call
-    /// looks at as many groups as the time since the last one asks for, so that no call takes long.
-    pub fn expire(&mut self, now_us: u64, budget: usize, emit: &mut impl FnMut(FlowRecord)) {
+    fn expire(&mut self, now_us: u64, budget: usize, emit: &mut impl FnMut(FlowRecord)) -> bool {
         let count = self.groups.len() as u64;
         if tick(now_us.abs_diff(self.wheel.reached_us)) >= HORIZON_TICKS {
-            // The clock has leapt: dues say nothing about it.
-            self.wheel.leap = self.groups.len();
-            self.wheel.reached_us = now_us.saturating_sub(1 << TICK_SHIFT);
+            self.leap(now_us);
         }
         // A clock that goes back a little is waited for.
         let passed_us = now_us.saturating_sub(self.wheel.reached_us).min(1 << TICK_SHIFT);
         let steps = (passed_us * count) >> TICK_SHIFT;
         if steps == 0 {
-            return;
+            return true;
         }
         let taken = self.advance(steps as usize, now_us, budget, emit) as u64;
-        let kept_pace = taken == steps;
-        self.wheel.reached_us = match kept_pace && passed_us == 1 << TICK_SHIFT {
+        self.wheel.reached_us = match taken == count {
             true => now_us,
             false => self.wheel.reached_us + (taken << TICK_SHIFT) / count,
         };
+        taken == steps
     }
 
-    /// Hands over the records of all flows that are due at `now_us`.
-    pub fn expire_all(&mut self, now_us: u64, emit: &mut impl FnMut(FlowRecord)) {
-        self.wheel.leap = self.groups.len();
+    fn expire_all(&mut self, now_us: u64, emit: &mut impl FnMut(FlowRecord)) {
+        self.leap(now_us);
         self.advance(self.groups.len(), now_us, usize::MAX, emit);
         self.wheel.reached_us = now_us;
     }
 
-    /// Moves the hand on by at most `steps` groups, until `budget` records were handed over; says how many groups it was.
+    /// The clock has leapt, and dues say nothing about it: all flows are to be looked at in the turn that begins.
+    fn leap(&mut self, now_us: u64) {
+        let now = tick(now_us) as u8;
+        self.groups.iter_mut().for_each(|group| group.set_all_due(now));
+        self.wheel.reached_us = now_us.saturating_sub(1 << TICK_SHIFT);
+    }
+
+    /// Moves the hand on by at most `steps` groups, until `budget` flows were looked at; says how many groups it was.
     fn advance(&mut self, steps: usize, now_us: u64, mut budget: usize, emit: &mut impl FnMut(FlowRecord)) -> usize {
         let now = tick(now_us) as u8;
         for step in 0..steps {
             let group = self.wheel.hand;
-            let mut due = match self.wheel.leap {
-                0 => self.groups[group].due(now),
-                _ => self.groups[group].occupied(),
-            };
             self.fetch_ahead(group, now);
+            let mut due = self.groups[group].due(now);
             while due != 0 {
                 if budget == 0 {
                     return step;
                 }
-                budget -= usize::from(self.look_at(group * SLOTS + due.trailing_zeros() as usize, now_us, emit));
+                budget -= 1;
+                self.look_at(group * SLOTS + due.trailing_zeros() as usize, now_us, emit);
                 due &= due - 1;
             }
-            self.wheel.leap = self.wheel.leap.saturating_sub(1);
             self.wheel.hand = if group + 1 == self.groups.len() { 0 } else { group + 1 };
         }
         steps
@@ -572,23 +589,16 @@ impl<M: More> Cache<M> {
         }
     }
 
-    /// Exports what is due of a flow, or arms it again; says whether a record was handed over.
-    fn look_at(&mut self, slot: usize, now_us: u64, emit: &mut impl FnMut(FlowRecord)) -> bool {
+    /// Exports what is due of a flow, or arms it again.
+    fn look_at(&mut self, slot: usize, now_us: u64, emit: &mut impl FnMut(FlowRecord)) {
         match self.due(&self.slots[slot].hot, now_us) {
             Some(Due::Part) => self.end_part(slot, emit),
             Some(Due::End(reason)) => self.end(slot, reason, emit),
-            None => {
-                let (ends_us, part_us, _) = self.timeouts(&self.slots[slot].hot);
-                let due = (tick(ends_us.min(part_us)) + 1).min(tick(now_us) + HORIZON_TICKS);
-                self.groups[slot / SLOTS].set_due(slot % SLOTS, due as u8);
-                return false;
-            }
+            None => self.arm(slot, now_us),
         }
-        true
     }
 
-    /// Ends all flows, as when the Metering Process stops.
-    pub fn flush(&mut self, emit: &mut impl FnMut(FlowRecord)) {
+    fn flush(&mut self, emit: &mut impl FnMut(FlowRecord)) {
         for group in 0..self.groups.len() {
             let mut occupied = self.groups[group].occupied();
             while occupied != 0 {
@@ -602,7 +612,7 @@ impl<M: More> Cache<M> {
 
     /// Takes a slot for a new flow; where there is none, the flow near that was idle longest gives way.
     fn begin(&mut self, packet: &Observation, hash: u64, emit: &mut impl FnMut(FlowRecord)) -> usize {
-        if self.live >= self.limits.flows_max {
+        if self.live >= self.flows_max {
             self.evict(hash, emit);
         }
         let (first, second) = (self.first_group(hash), self.second_group(hash));
@@ -620,7 +630,6 @@ impl<M: More> Cache<M> {
             self.groups[first].overflow(true);
             self.slots[slot].hot.state |= AWAY;
         }
-        self.arm(slot);
         self.live += 1;
         slot
     }
@@ -644,7 +653,7 @@ impl<M: More> Cache<M> {
     }
 
     fn write(&mut self, slot: usize, packet: &Observation) {
-        let opens = packet.key.protocol() == TCP && packet.tcp_flags == SYN;
+        let opens = packet.key.protocol() == TCP && only_opens(packet.tcp_flags);
         let initiator = match initiator(packet) {
             Direction::Forward => 0,
             Direction::Reverse => INITIATOR_HIGHER,
@@ -665,7 +674,7 @@ impl<M: More> Cache<M> {
         if packet.key.is_wide() || M::MEASURES {
             self.write_cold(slot, packet);
         }
-        if packet.key.is_wide() && self.limits.outer {
+        if packet.key.is_wide() && self.keeps_outer {
             self.outers[slot] = Outer { addresses: packet.wide.outer };
         }
     }
@@ -710,7 +719,8 @@ impl<M: More> Cache<M> {
         (hot.packets, hot.octets, hot.tcp_flags) = ([0; 2], [0; 2], [0; 2]);
         hot.state |= EMPTY;
         more.begin_part(hot.stage);
-        self.arm(slot);
+        let now_us = hot.last_us.max(self.wheel.reached_us);
+        self.arm(slot, now_us);
     }
 
     fn end(&mut self, slot: usize, reason: FlowEndReason, emit: &mut impl FnMut(FlowRecord)) {
@@ -777,7 +787,7 @@ impl<M: More> Cache<M> {
 
     /// The addresses of the packet around; its version follows from which octets are used.
     fn outer(&self, slot: usize, key: CompactKey) -> Option<(std::net::IpAddr, std::net::IpAddr)> {
-        if !self.limits.outer || !key.is_wide() || self.cold[slot].key.tunnel_kind == 0 {
+        if !self.keeps_outer || !key.is_wide() || self.cold[slot].key.tunnel_kind == 0 {
             return None;
         }
         let addresses = self.outers[slot].addresses;
@@ -805,6 +815,11 @@ pub fn memory_limit(bytes: usize, lasting: std::time::Duration) -> f64 {
         touched += 1000 * 32;
     }
     touched as f64 / began.elapsed().as_secs_f64() / 1e6
+}
+
+/// Whether all that was seen is a SYN: whatever other bits it bears, as those of ECN, nobody has answered or gone on.
+fn only_opens(tcp_flags: u16) -> bool {
+    tcp_flags & (SYN | ACK | FIN | RST) == SYN
 }
 
 fn initiator_of(state: u8) -> Direction {
@@ -934,9 +949,13 @@ mod tests {
             cache.observe(&mut [packet((1, 2), 0, time_ms)], &mut |r| records.push(r));
             time_ms += 10_000;
         }
-        (0..300).for_each(|ms| cache.expire((60_000 + ms) * 1000, 1, &mut |r| records.push(r)));
+        for ms in 0..300 {
+            cache.expire((60_000 + ms) * 1000, 1, &mut |r| records.push(r));
+        }
         assert_eq!(records.iter().map(|r| (r.end_reason, r.forward.packets)).collect::<Vec<_>>(), [(2, 6)]);
-        (0..300).for_each(|ms| cache.expire((65_000 + ms) * 1000, 1, &mut |r| records.push(r)));
+        for ms in 0..300 {
+            cache.expire((65_000 + ms) * 1000, 1, &mut |r| records.push(r));
+        }
         assert_eq!((records.len(), cache.live()), (1, 0), "an empty rest is no record");
     }
 
@@ -988,16 +1007,51 @@ mod tests {
     fn a_flood_of_syns_ends_soon_and_answers_do_not() {
         let mut cache = FlowCache::new(CacheLimits { unanswered_timeout_ms: 2000, ..limits(64) });
         let mut records = Vec::new();
-        let packets = [((1, 9), SYN, 0), ((2, 9), SYN, 0), ((9, 2), SYN | ACK, 10), ((3, 9), ACK, 0)];
+        const ECN: u16 = 0xc0;
+        let packets =
+            [((1, 9), SYN, 0), ((4, 9), SYN | ECN, 0), ((2, 9), SYN, 0), ((9, 2), SYN | ACK, 10), ((3, 9), ACK, 0)];
         for (hosts, flags, time_ms) in packets {
             cache.observe(&mut [packet(hosts, flags, time_ms)], &mut |r| records.push(r));
         }
         cache.expire_all(2_100_000, &mut |r| records.push(r));
         assert_eq!(
             records.iter().map(|r| (r.forward.packets, r.reverse.packets, r.end_reason)).collect::<Vec<_>>(),
-            [(1, 0, 1)]
+            [(1, 0, 1), (1, 0, 1)]
         );
         assert_eq!(cache.live(), 2);
+    }
+
+    #[test]
+    fn a_part_is_due_in_time_where_the_idle_timeout_is_longer() {
+        let mut cache =
+            FlowCache::new(CacheLimits { idle_timeout_ms: 300_000, active_timeout_ms: 10_000, ..limits(64) });
+        let mut ends_ms = Vec::new();
+        for ms in 0..40_000 {
+            if ms == 0 || ms == 20_000 {
+                cache.observe(&mut [packet((1, 2), ACK, ms)], &mut |_| panic!("the hand was there before"));
+            }
+            cache.expire(ms * 1000, 8, &mut |_| ends_ms.push(ms));
+        }
+        let late = |due: u64| due..due + 600; // Two ticks.
+        assert!(
+            ends_ms.len() == 2 && late(10_000).contains(&ends_ms[0]) && late(30_000).contains(&ends_ms[1]),
+            "{ends_ms:?}"
+        );
+    }
+
+    /// However small the budget, the hand comes round, also after the clock has leapt; and it says when it is behind.
+    #[test]
+    fn a_small_budget_is_enough_and_the_hand_says_that_it_is_behind() {
+        let mut cache = cache(1000);
+        for n in 0..200u8 {
+            cache.observe(&mut [packet((n, 255), ACK, 0)], &mut |_| panic!("nothing ends"));
+        }
+        let (mut records, mut calls) = (0, 0);
+        while !cache.expire(3_600_000_000, 3, &mut |_| records += 1) {
+            calls += 1;
+        }
+        assert_eq!((records, cache.live()), (200, 0));
+        assert!((66..=67).contains(&calls), "{calls}");
     }
 
     #[test]

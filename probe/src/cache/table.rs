@@ -69,6 +69,11 @@ impl Group {
         self.tags[slot] = 0;
     }
 
+    /// All flows of the group are to be looked at at tick `due`.
+    pub fn set_all_due(&mut self, due: u8) {
+        self.dues = [due; 16];
+    }
+
     /// Sets when the flow in a slot is to be looked at.
     pub fn set_due(&mut self, slot: usize, due: u8) {
         self.dues[slot] = due;
@@ -240,7 +245,7 @@ impl<T: Zeroed> Pages<T> {
         // SAFETY: a new mapping of our own, of a size that is not 0.
         let memory = unsafe { libc::mmap(std::ptr::null_mut(), size, access, kind, -1, 0) };
         let cause = std::io::Error::last_os_error();
-        assert_ne!(memory, libc::MAP_FAILED, "no memory for {count} flows ({size} bytes): {cause}; take fewer flows");
+        assert_ne!(memory, libc::MAP_FAILED, "no memory for {count} flows ({size} bytes): {cause}; lower --flows-max");
         // Advice alone: without huge pages the cache works, slower; without populating, the first packets fault pages in.
         for advice in [libc::MADV_HUGEPAGE, libc::MADV_POPULATE_WRITE] {
             // SAFETY: the range is the mapping made above.

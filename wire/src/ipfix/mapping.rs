@@ -4,7 +4,7 @@ use super::codec::unsigned;
 use super::element as ie;
 use super::field::{CARRIERS, FROM_1900_TO_1970_S};
 use super::{DataRecord, MessageHeader};
-use crate::flow::{Counters, DirectionMeasured, FlowKey, FlowRecord, Measured, Origin, Tunnel, TunnelKind};
+use crate::flow::{Counters, DirectionMeasured, FlowKey, FlowRecord, Measured, Origin, Tunnel};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Octets of a counter's name that are kept.
@@ -258,8 +258,7 @@ impl Draft {
 
     fn tunnel(&self) -> Option<Tunnel> {
         let (kind, ..) = *CARRIERS.iter().find(|(_, protocol, port)| (*protocol, *port) == self.carrier)?;
-        let shared = matches!(kind, TunnelKind::Gre | TunnelKind::Vxlan | TunnelKind::Geneve | TunnelKind::Erspan);
-        Some(Tunnel { kind, id: if shared { self.origin.tunnel_id } else { 0 } })
+        Some(Tunnel { kind, id: if kind.shares_identifier() { self.origin.tunnel_id } else { 0 } })
     }
 }
 
