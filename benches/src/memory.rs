@@ -125,6 +125,7 @@ pub fn meter(load: &Load, frames: &[[u8; 64]], core: usize) -> Metered {
     let (ring, counters) = (Arc::new(RecordRing::new(RING_RECORDS)), Arc::new(MeterCounters::default()));
     let limits = limits(load);
     let parts = WorkerParts {
+        tunnels: nagare_wire::packet::Tunnels::Outer,
         limits,
         ring: ring.clone(),
         counters: counters.clone(),

@@ -334,7 +334,7 @@ pub fn pcap(frames: &[Vec<u8>], start_ns: u64, gap_ns: u64) -> Vec<u8> {
 mod tests {
     use super::*;
     use nagare_wire::fragment::FragmentTable;
-    use nagare_wire::packet::{LinkType, decode};
+    use nagare_wire::packet::{LinkType, Tunnels, decode};
 
     #[test]
     fn the_decoder_agrees_with_what_was_made() {
@@ -343,7 +343,7 @@ mod tests {
         let mut seen: BTreeMap<FlowKey, Counters> = BTreeMap::new();
         let mut not_ip = 0;
         for frame in &traffic.frames {
-            let Ok(mut observation) = decode(LinkType::Ethernet, frame, frame.len() as u32) else {
+            let Ok(mut observation) = decode(LinkType::Ethernet, frame, frame.len() as u32, Tunnels::Outer) else {
                 not_ip += 1;
                 continue;
             };

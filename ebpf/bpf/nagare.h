@@ -5,10 +5,12 @@
 
 #include <linux/types.h>
 
-/* VLAN tags that are looked through; frames with more go to worker 0. */
-#define NAGARE_VLAN_TAGS_MAX 4
-/* IPv6 extension headers that are looked through, as in the decoder (wire/src/packet.rs). */
+/* VLAN tags and labels, IPv6 extension headers, tunnels within one another, and extension headers of GTP-U that are looked through,
+ * as in the decoder (wire/src/packet). Frames with more go to worker 0. */
+#define NAGARE_STACK_MAX 8
 #define NAGARE_EXTENSION_HEADERS_MAX 8
+#define NAGARE_TUNNELS_MAX 4
+#define NAGARE_GTP_EXTENSIONS_MAX 4
 /* Datagrams whose first fragment is remembered. */
 #define NAGARE_FRAGMENTS_MAX 16384
 
@@ -23,8 +25,9 @@ struct nagare_config {
 	__u32 seed;       /* of the flow hash */
 	__u32 workers;    /* at least 1 */
 	__u32 octets_max; /* of a packet that is handed on; longer ones are cut */
+	__u32 inner;      /* not 0: the flow is that of the innermost packet */
 };
-_Static_assert(sizeof(struct nagare_config) == 12, "nagare_config has padding");
+_Static_assert(sizeof(struct nagare_config) == 16, "nagare_config has padding");
 
 /* The read-only global `generator_config` of the load generator. */
 struct nagare_generator_config {

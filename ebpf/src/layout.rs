@@ -14,6 +14,7 @@ pub(crate) struct Config {
     pub seed: u32,
     pub workers: u32,
     pub octets_max: u32,
+    pub inner: u32,
 }
 
 /// `struct nagare_generator_config`.
@@ -24,7 +25,7 @@ pub(crate) struct GeneratorConfig {
     pub ifindex: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 12 && size_of::<GeneratorConfig>() == 8);
+const _: () = assert!(size_of::<Config>() == 16 && size_of::<GeneratorConfig>() == 8);
 
 // SAFETY: `repr(C)` with integers and no padding (asserted above): any bytes are a value.
 unsafe impl aya::Pod for Config {}
@@ -45,10 +46,14 @@ mod tests {
         assert_eq!(defined("NAGARE_COUNTER_SEEN"), Some(COUNTER_SEEN));
         assert_eq!(defined("NAGARE_COUNTER_NO_SOCKET"), Some(COUNTER_NO_SOCKET));
         assert_eq!(defined("NAGARE_COUNTER_REDIRECTED"), Some(COUNTER_REDIRECTED));
-        assert_eq!(
-            defined("NAGARE_EXTENSION_HEADERS_MAX"),
-            Some(nagare_wire::packet::EXTENSION_HEADERS_MAX as u32),
-            "the decoder and the XDP program must give up at the same header"
-        );
+        use nagare_wire::packet::{EXTENSION_HEADERS_MAX, GTP_EXTENSIONS_MAX, STACK_MAX, TUNNELS_MAX};
+        for (name, of_the_decoder) in [
+            ("NAGARE_STACK_MAX", STACK_MAX),
+            ("NAGARE_EXTENSION_HEADERS_MAX", EXTENSION_HEADERS_MAX),
+            ("NAGARE_TUNNELS_MAX", TUNNELS_MAX),
+            ("NAGARE_GTP_EXTENSIONS_MAX", GTP_EXTENSIONS_MAX),
+        ] {
+            assert_eq!(defined(name), Some(of_the_decoder as u32), "{name}: both must give up at the same header");
+        }
     }
 }

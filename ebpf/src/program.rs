@@ -6,6 +6,7 @@ use aya::maps::{MapError, PerCpuArray, XskMap};
 use aya::programs::links::FdLink;
 use aya::programs::{ProgramError, ProgramFd, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, TestRun, TestRunOptions};
+use nagare_wire::packet::Tunnels;
 use std::os::fd::BorrowedFd;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nagare.o"));
@@ -44,12 +45,13 @@ pub struct Program {
 impl Program {
     /// Loads the program for an interface with `queues` receive queues, steering to `workers` workers by the hash of `seed`.
     /// Both are at least 1, else they are taken as 1. Packets longer than `octets_max` are cut to that.
+    /// `tunnels` says which packet of a tunnelled one makes the flow.
     ///
     /// # Errors
     /// Without the capabilities for BPF, or on a kernel that refuses the program.
-    pub fn load(seed: u32, workers: u32, queues: u32, octets_max: u32) -> Result<Program, Error> {
+    pub fn load(seed: u32, workers: u32, queues: u32, octets_max: u32, tunnels: Tunnels) -> Result<Program, Error> {
         let (workers, queues) = (workers.max(1), queues.max(1));
-        let config = Config { seed, workers, octets_max };
+        let config = Config { seed, workers, octets_max, inner: u32::from(tunnels == Tunnels::Inner) };
         let mut ebpf = EbpfLoader::new()
             .override_global("config", &config, true)
             .map_max_entries("sockets", workers.saturating_mul(queues))

@@ -49,7 +49,7 @@ fn read(file: &File, workers: usize, leaves_after: usize) -> Found {
 
 fn read_path(path: &str, workers: usize, leaves_after: usize) -> Found {
     let mut found = Found::default();
-    let (capture, sources) = match FileCapture::open(path, workers, FileOptions { progress: false, seed: 7 }) {
+    let (capture, sources) = match FileCapture::open(path, workers, FileOptions { seed: 7, ..FileOptions::default() }) {
         Ok(opened) => opened,
         Err(error) => return Found { outcome: outcome(&error), ..found },
     };

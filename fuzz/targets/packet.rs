@@ -6,7 +6,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use nagare_wire::fragment::FragmentTable;
-use nagare_wire::packet::{self, LinkType, Packet, has_ports, is_extension_header};
+use nagare_wire::packet::{self, LinkType, Packet, Tunnels, has_ports, is_extension_header};
 use nagare_wire::steer;
 use std::net::IpAddr;
 
@@ -36,8 +36,13 @@ fuzz_target!(|data: &[u8]| {
 
 fn check(link: LinkType, frame: &[u8], cut: u32, table: &mut FragmentTable, now_ns: u64) {
     let wire_length = frame.len() as u32 + cut;
-    let Ok(observation) = packet::decode(link, frame, wire_length) else { return };
+    let outer = packet::decode(link, frame, wire_length, Tunnels::Outer);
+    let inner = packet::decode(link, frame, wire_length, Tunnels::Inner);
+    let (Ok(observation), Ok(inner)) = (outer, inner) else { return assert_eq!(outer, inner) };
     sound(&observation);
+    sound(&inner);
+    assert_eq!(inner.key.tunnel.is_some(), inner.outer.is_some());
+    assert!(inner.key.tunnel.is_some() || inner == observation);
     shorter_frames_agree(link, frame, wire_length, &observation);
     if link == LinkType::RawIp {
         the_way_back_has_the_reversed_key(frame, wire_length, &observation);
@@ -69,7 +74,7 @@ fn header_length(observation: &Packet) -> u32 {
 /// Of a frame that was cut less is known, but nothing else.
 fn shorter_frames_agree(link: LinkType, frame: &[u8], wire_length: u32, whole: &Packet) {
     for length in [frame.len() / 2, frame.len().saturating_sub(1)] {
-        let Ok(cut) = packet::decode(link, &frame[..length], wire_length) else { continue };
+        let Ok(cut) = packet::decode(link, &frame[..length], wire_length, Tunnels::Outer) else { continue };
         let known = |o: &Packet| (o.key.source, o.key.destination, o.key.vlan, o.octets, o.tos);
         assert_eq!(known(&cut), known(whole));
         assert!(cut.key.source_port == 0 || cut.key.source_port == whole.key.source_port);
@@ -89,7 +94,8 @@ fn the_way_back_has_the_reversed_key(packet: &[u8], wire_length: u32, there: &Pa
     if carries_ports && let Some(at) = ports_at {
         exchange(&mut back, at, 2);
     }
-    let back = packet::decode(LinkType::RawIp, &back, wire_length).expect("its lengths are those of the way there");
+    let back = packet::decode(LinkType::RawIp, &back, wire_length, Tunnels::Outer);
+    let back = back.expect("its lengths are those of the way there");
     let mut expected = Packet { key: there.key.reversed(), ..*there };
     if ports_at.is_none() {
         (expected.key.source_port, expected.key.destination_port) = (there.key.source_port, there.key.destination_port);

@@ -9,6 +9,7 @@ use nagare_service::units::{Size, Span};
 use nagare_wire::flow::FlowRecord;
 use nagare_wire::ipfix::export::limit_min;
 use nagare_wire::ipfix::field::FlowTemplate;
+use nagare_wire::packet::Tunnels;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -87,6 +88,9 @@ pub struct Options {
     /// What is measured and exported: basic (counters), full (everything), a FILE of field names, or help to list them [default: basic]
     #[arg(long, value_name = "basic|full|FILE", help_heading = "Metering")]
     pub template: Option<String>,
+    /// Which packet of a tunnelled one makes the flow: the outermost, or the innermost, kept apart by tunnel [default: outer]
+    #[arg(long, value_name = "WHICH", help_heading = "Metering")]
+    pub tunnels: Option<TunnelChoice>,
     /// End a flow without packets after this long [default: 15s]
     #[arg(short = 'd', long, value_name = "TIME", help_heading = "Metering")]
     pub idle_timeout: Option<Span>,
@@ -130,6 +134,25 @@ pub struct Options {
     pub metrics: Option<SocketAddr>,
 }
 
+/// `--tunnels`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TunnelChoice {
+    /// The outermost IP packet
+    Outer,
+    /// The innermost that can be read (GRE, IP in IP, VXLAN, GENEVE, GTP-U, ERSPAN, L2TP, Teredo)
+    Inner,
+}
+
+impl From<TunnelChoice> for Tunnels {
+    fn from(choice: TunnelChoice) -> Tunnels {
+        match choice {
+            TunnelChoice::Outer => Tunnels::Outer,
+            TunnelChoice::Inner => Tunnels::Inner,
+        }
+    }
+}
+
 /// Where frames come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
@@ -162,6 +185,7 @@ pub struct Plan {
     pub force: bool,
     pub ring_frames: u32,
     pub limits: CacheLimits,
+    pub tunnels: Tunnels,
     pub domain: u32,
     pub reconnect: Duration,
     pub records_max: usize,
@@ -209,7 +233,9 @@ impl Options {
     fn plan(self) -> Result<Plan, PlanError> {
         let destination = self.destination()?;
         let workers = self.worker_count()?;
+        let tunnels = self.tunnels.map_or(Tunnels::Outer, Tunnels::from);
         let template = crate::template::choose(self.template.as_deref().unwrap_or("basic")).map_err(PlanError)?;
+        let template = if tunnels == Tunnels::Inner { template.with_tunnels() } else { template };
         let span = |span: Option<Span>, default: u64| span.map_or(Duration::from_secs(default), |span| span.0);
         let limits = CacheLimits {
             idle_timeout_ms: span(self.idle_timeout, 15).as_millis() as u64,
@@ -217,7 +243,7 @@ impl Options {
             unanswered_timeout_ms: span(self.unanswered_timeout, 5).as_millis() as u64,
             flows_max: self.flows_max.unwrap_or(524_288),
             measure: template.measures(),
-            outer: false,
+            outer: tunnels == Tunnels::Inner,
         };
         if limits.flows_max == 0 || limits.flows_max > u32::MAX as usize / 2 {
             return Err(PlanError(format!("--flows-max {} is not between 1 and {}", limits.flows_max, u32::MAX / 2)));
@@ -245,6 +271,7 @@ impl Options {
             force: self.force,
             ring_frames,
             limits,
+            tunnels,
             domain: self.observation_domain.unwrap_or(1),
             reconnect: span(self.reconnect, crate::exporter::transport::RECONNECT_DEFAULT.as_secs()),
             records_max: (self.buffer.map_or(64 << 20, |size| size.0) as usize / size_of::<FlowRecord>()).max(1024),

@@ -52,7 +52,8 @@ pub fn run(plan: &Plan, stop: &Stop) -> Result<Outcome, Box<dyn Error>> {
 
 fn run_file(plan: &Plan, path: &str, stop: &Stop) -> Result<Outcome, Box<dyn Error>> {
     let seed = ahash::RandomState::new().hash_one(path) as u32;
-    let (capture, sources) = FileCapture::open(path, plan.workers, FileOptions { progress: true, seed })?;
+    let (capture, sources) =
+        FileCapture::open(path, plan.workers, FileOptions { progress: true, seed, tunnels: plan.tunnels })?;
     let counters = capture.counters();
     let meters = meters(plan.workers);
     let read = meters.clone();
@@ -76,7 +77,7 @@ fn run_file(plan: &Plan, path: &str, stop: &Stop) -> Result<Outcome, Box<dyn Err
 fn run_interface(plan: &Plan, name: &str, stop: &Stop) -> Result<Outcome, Box<dyn Error>> {
     refuse_unless_dedicated(name, plan.force)?;
     let seed = ahash::RandomState::new().hash_one(name) as u32;
-    let options = XdpOptions { ring_frames: plan.ring_frames, seed, ..XdpOptions::default() };
+    let options = XdpOptions { ring_frames: plan.ring_frames, seed, tunnels: plan.tunnels, ..XdpOptions::default() };
     let mut capture = XdpCapture::open(name, plan.workers, &options)?;
     log::info!("{}", capture.startup_line());
     let sources = capture.take_sources();
@@ -133,6 +134,7 @@ impl Probe<'_> {
         {
             let parts = WorkerParts {
                 limits: plan.limits,
+                tunnels: plan.tunnels,
                 ring,
                 counters,
                 waits: is_file,

@@ -56,6 +56,8 @@ impl Drop for Finish {
 pub struct WorkerParts {
     /// When flows end, and how many there may be.
     pub limits: CacheLimits,
+    /// Which packet of a tunnelled one makes the flow.
+    pub tunnels: Tunnels,
     /// Where records go.
     pub ring: Arc<RecordRing>,
     /// What it counts.
@@ -87,7 +89,7 @@ impl<S: CaptureSource> Worker<S> {
         Worker {
             source,
             cache: FlowCache::new(parts.limits),
-            observer: Observer::new(Tunnels::Outer, parts.limits.measure, FragmentTable::new(DATAGRAMS, seed)),
+            observer: Observer::new(parts.tunnels, parts.limits.measure, FragmentTable::new(DATAGRAMS, seed)),
             batch: Box::new([Observation::default(); BATCH]),
             finish: Finish(parts.ring.clone()),
             parts,
@@ -212,6 +214,7 @@ mod tests {
                 measure: false,
                 outer: false,
             },
+            tunnels: Tunnels::Outer,
             ring: ring.clone(),
             counters: counters.clone(),
             waits: false,

@@ -9,7 +9,7 @@ use nagare_probe::capture::CaptureSource;
 use nagare_probe::capture::file::{FileCapture, FileError, FileFigures, FileOptions, FileSource, FileSummary};
 use nagare_wire::flow::FlowKey;
 use nagare_wire::fragment::FragmentTable;
-use nagare_wire::packet::{self, LinkType};
+use nagare_wire::packet::{self, LinkType, Tunnels};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -44,7 +44,7 @@ impl Read {
 
 /// Reads to the end, each worker in its own thread; checks the clock and the books.
 fn read(path: &Path, workers: usize) -> Result<Read, FileError> {
-    let options = FileOptions { progress: false, seed: 7 };
+    let options = FileOptions { seed: 7, ..FileOptions::default() };
     let (capture, sources) = FileCapture::open(path.to_str().expect("a test's path"), workers, options)?;
     let counters = capture.counters();
     let received: Vec<_> = std::thread::scope(|scope| {
@@ -318,7 +318,8 @@ fn broken_files_say_what_is_wrong_and_where() {
 fn flows(packets: &[Packet]) -> BTreeMap<FlowKey, (u64, u64)> {
     let (mut flows, mut fragments) = (BTreeMap::new(), FragmentTable::new(4096, 1));
     for packet in packets {
-        if let Ok(mut observation) = packet::decode(LinkType::Ethernet, &packet.bytes, packet.wire_len) {
+        if let Ok(mut observation) = packet::decode(LinkType::Ethernet, &packet.bytes, packet.wire_len, Tunnels::Outer)
+        {
             fragments.resolve(&mut observation, packet.time_ns);
             let sums: &mut (u64, u64) = flows.entry(observation.key.canonical().0).or_default();
             *sums = (sums.0 + 1, sums.1 + u64::from(observation.octets));

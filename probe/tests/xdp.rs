@@ -5,7 +5,7 @@ use nagare_probe::capture::guard::{interface_index, refuse_unless_dedicated};
 use nagare_probe::capture::xdp::{XdpCapture, XdpOptions, XdpSource};
 use nagare_probe::capture::{CaptureSource, Frame};
 use nagare_wire::flow::FlowKey;
-use nagare_wire::packet::decode;
+use nagare_wire::packet::{Tunnels, decode};
 use nagare_wire::steer;
 use nix::sched::{CloneFlags, setns, unshare};
 use std::collections::BTreeMap;
@@ -140,7 +140,7 @@ fn frame(flow: u16, back: bool) -> Vec<u8> {
 }
 
 fn key(frame: Frame<'_>) -> FlowKey {
-    decode(frame.link, frame.bytes, frame.wire_len).unwrap().key
+    decode(frame.link, frame.bytes, frame.wire_len, Tunnels::Outer).unwrap().key
 }
 
 /// Hands all frames of a source to `each` until the source ends; gives their number.
@@ -331,7 +331,7 @@ fn packets_longer_than_a_frame_are_cut() {
             .drain(..)
             .map(|source| {
                 drain(source, |frame| {
-                    let observation = decode(frame.link, frame.bytes, frame.wire_len).unwrap();
+                    let observation = decode(frame.link, frame.bytes, frame.wire_len, Tunnels::Outer).unwrap();
                     seen.push((frame.bytes.len(), observation.octets, observation.key.source_port));
                 })
             })
@@ -385,7 +385,7 @@ fn a_source_that_is_dropped_gives_its_frames_to_the_others() {
         let source = sources.remove(0);
         let mine = |flow: &u16| {
             let frame = frame(*flow, false);
-            let key = decode(nagare_wire::packet::LinkType::Ethernet, &frame, 60).unwrap().key;
+            let key = decode(nagare_wire::packet::LinkType::Ethernet, &frame, 60, Tunnels::Outer).unwrap().key;
             steer::worker(steer::hash(&key, SEED), 2) == 1
         };
         let flows: Vec<u16> = (0..1000).filter(mine).collect();

@@ -230,6 +230,8 @@ pub struct DirectionMeasured {
     pub ttl_max: u8,
     /// TCP sequence number of the first packet.
     pub tcp_initial_sequence: u32,
+    /// Security Parameters Index of the first ESP or AH packet.
+    pub spi: u32,
     /// TCP packets with octets that were seen before.
     pub retransmitted: u32,
     /// TCP packets that came after a gap that they fill, or too early.

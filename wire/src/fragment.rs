@@ -1,5 +1,6 @@
 //! Later fragments carry no ports: a small bounded table finds those of their datagram's first fragment.
 
+use crate::flow::Tunnel;
 use crate::packet::{Fragment, Packet};
 use std::net::IpAddr;
 
@@ -13,6 +14,7 @@ const LIFETIME_NS: u64 = 60_000_000_000;
 struct Datagram {
     source: IpAddr,
     destination: IpAddr,
+    tunnel: Option<Tunnel>,
     identification: u32,
     protocol: u8,
     ports: (u16, u16),
@@ -44,6 +46,7 @@ impl FragmentTable {
         let same = |slot: &Datagram| {
             slot.identification == fragment.identification
                 && slot.protocol == fragment.protocol
+                && slot.tunnel == key.tunnel
                 && slot.source == key.source
                 && slot.destination == key.destination
         };
@@ -54,6 +57,7 @@ impl FragmentTable {
             ways[way] = Some(Datagram {
                 source: key.source,
                 destination: key.destination,
+                tunnel: key.tunnel,
                 identification: fragment.identification,
                 protocol: fragment.protocol,
                 ports: (key.source_port, key.destination_port),

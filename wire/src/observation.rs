@@ -159,6 +159,8 @@ pub struct Details {
     pub tcp_window: u16,
     /// ICMP type and code.
     pub icmp_type_code: u16,
+    /// SPI of ESP or AH.
+    pub spi: u32,
     /// Time to live, hop limit.
     pub ttl: u8,
     /// Of the Ethernet frame.
@@ -286,7 +288,9 @@ impl Observer {
         let protocol = h[9];
         let fragment = u16::from_be_bytes([h[6], h[7]]) & 0x3fff;
         let is_tcp = protocol == TCP;
-        let is_plain_udp = protocol == UDP && self.tunnels == Tunnels::Outer;
+        let port = |at: usize| u16::from_be_bytes([h[at], h[at + 1]]);
+        let is_plain_udp =
+            protocol == UDP && (self.tunnels == Tunnels::Outer || !packet::is_carrier(port(20), port(22)));
         let least = if is_tcp { 40 } else { 28 };
         if h[0] != 0x45 || fragment != 0 || !(is_tcp || is_plain_udp) || total < least {
             return false;
@@ -307,14 +311,14 @@ impl Observer {
             out.details.tcp_window = if is_tcp { u16::from_be_bytes([h[34], h[35]]) } else { 0 };
             out.details.payload = total.saturating_sub(20 + transport);
             out.details.ttl = h[8];
-            (out.details.icmp_type_code, out.details.mpls_top) = (0, 0);
+            (out.details.icmp_type_code, out.details.mpls_top, out.details.spi) = (0, 0, 0);
         }
         true
     }
 
     #[inline(never)]
     fn decode(&mut self, captured: &Captured<'_>, out: &mut Observation) -> Result<(), Ignore> {
-        let mut packet = packet::decode(captured.link, captured.bytes, captured.wire_length)?;
+        let mut packet = packet::decode(captured.link, captured.bytes, captured.wire_length, self.tunnels)?;
         if packet.fragment.is_some() {
             self.fragments.resolve(&mut packet, captured.time_ns);
         }
@@ -357,6 +361,7 @@ fn write(packet: &Packet, captured: &Captured<'_>, out: &mut Observation) {
             mpls_top: packet.mpls_top,
             tcp_window: packet.tcp_window,
             icmp_type_code: packet.icmp_type_code,
+            spi: packet.spi,
             ttl: packet.ttl,
             source_mac: packet.source_mac,
             destination_mac: packet.destination_mac,
@@ -410,7 +415,8 @@ mod tests {
 
         /// The short way says what the long way says, of every packet that it takes.
         #[test]
-        fn both_ways_agree(frame in nearly_plain(), beyond in 0u32..100) {
+        fn both_ways_agree(frame in nearly_plain(), beyond in 0u32..100, inner in any::<bool>()) {
+            let tunnels = if inner { Tunnels::Inner } else { Tunnels::Outer };
             let captured = Captured {
                 link: LinkType::Ethernet,
                 bytes: &frame,
@@ -418,7 +424,7 @@ mod tests {
                 time_ns: 5_000,
                 interface: 3,
             };
-            let observer = || Observer::new(Tunnels::Outer, true, FragmentTable::new(4, 1));
+            let observer = || Observer::new(tunnels, true, FragmentTable::new(4, 1));
             let (mut short, mut long) = (Observation::default(), Observation::default());
             if observer().plain(&captured, &mut short) {
                 prop_assert_eq!(observer().decode(&captured, &mut long), Ok(()));

@@ -320,6 +320,7 @@ fn rich(n: u32, ends: (IpAddr, IpAddr), tunnel: Option<Tunnel>) -> FlowRecord {
         ttl_min: n as u8,
         ttl_max: (n >> 8) as u8,
         tcp_initial_sequence: !n,
+        spi: n ^ 77,
         retransmitted: n ^ 5,
         out_of_order: n ^ 9,
         zero_window: 0, // No element for it.

@@ -11,6 +11,7 @@ const REORDERING_US: u64 = 3000;
 
 const UDP: u8 = 17;
 const ICMP: [u8; 2] = [1, 58];
+const IPSEC: [u8; 2] = [50, 51];
 
 /// Bits of [`Hot::stage`]: a gap is open, by direction.
 const AHEAD: [u8; 2] = [0x01, 0x02];
@@ -39,7 +40,7 @@ pub struct Measure {
     zero_window: [u16; 2],
     ttl_min: [u8; 2],
     ttl_max: [u8; 2],
-    /// For TCP the first sequence number; for ICMP of the first packet the type and code.
+    /// For TCP the first sequence number, for ESP and AH the first SPI; for ICMP of the first packet the type and code.
     initial: [u32; 2],
     next: [u32; 2],
     server_us: u32,
@@ -106,6 +107,9 @@ impl More for Measure {
         self.ttl_min[d] = self.ttl_min[d].min(details.ttl);
         self.ttl_max[d] = self.ttl_max[d].max(details.ttl);
         let is_tcp = packet.key.protocol() == TCP;
+        if details.spi != 0 && self.initial[d] == 0 {
+            self.initial[d] = details.spi;
+        }
         if is_tcp {
             self.take_sequence(hot, packet);
             if hot.stage & ANSWERED == 0 || hot.stage & SYN_SEEN != 0 {
@@ -118,6 +122,7 @@ impl More for Measure {
     }
 
     fn measured(&self, hot: &Hot) -> Measured {
+        let is_ipsec = IPSEC.contains(&(CompactKey { words: hot.words }).protocol());
         let of = |d: usize| match hot.packets[d] {
             0 => DirectionMeasured::default(),
             _ => DirectionMeasured {
@@ -126,6 +131,7 @@ impl More for Measure {
                 length_max: u32::from(self.length_max[d]),
                 ttl_min: self.ttl_min[d],
                 ttl_max: self.ttl_max[d],
+                spi: if is_ipsec { self.initial[d] } else { 0 },
                 tcp_initial_sequence: if hot.stage & SEQUENCED[d] != 0 { self.initial[d] } else { 0 },
                 retransmitted: u32::from(self.retransmitted[d]),
                 out_of_order: u32::from(self.out_of_order[d]),

@@ -763,6 +763,9 @@ impl<M: More> Cache<M> {
         if M::MEASURES {
             record.origin = self.origin(slot, initiator);
             record.measured = self.slots[slot].more.measured(hot);
+        } else if wide.tunnel_kind != 0 {
+            record.origin.outer = self.outer(slot, key);
+            record.origin.tunnel_id = self.cold[slot].tunnel_id;
         }
         record
     }

@@ -17,7 +17,7 @@ use super::{CaptureSource, Frame, Received};
 use format::{Format, ITEM_MAX, Item};
 use input::Input;
 use nagare_wire::fragment::FragmentTable;
-use nagare_wire::packet::{self, LinkType};
+use nagare_wire::packet::{self, LinkType, Tunnels};
 use nagare_wire::steer;
 use std::io;
 use std::sync::Arc;
@@ -43,6 +43,8 @@ pub struct FileOptions {
     pub progress: bool,
     /// Seed of the steering hash: random, or fixed to get the same steering twice.
     pub seed: u32,
+    /// Which packet of a tunnelled one makes the flow, by which frames are steered.
+    pub tunnels: Tunnels,
 }
 
 /// What becomes of the packets of a file: at the end `packets = handed + ignore_link_type + stopped`.
@@ -281,7 +283,7 @@ impl Reader {
             packets: 0,
             ignored: 0,
             clock_ns: 0,
-            steering: Steering::new(workers.len(), options.seed),
+            steering: Steering::new(workers.len(), options),
             places: workers.iter().map(|_| Vec::new()).collect(),
             workers: workers.into_iter().map(Some).collect(),
             counters,
@@ -464,12 +466,14 @@ impl Chunks {
 struct Steering {
     workers: u32,
     seed: u32,
+    tunnels: Tunnels,
     fragments: FragmentTable,
 }
 
 impl Steering {
-    fn new(workers: usize, seed: u32) -> Steering {
-        Steering { workers: workers as u32, seed, fragments: FragmentTable::new(DATAGRAMS, seed.into()) }
+    fn new(workers: usize, options: FileOptions) -> Steering {
+        let FileOptions { seed, tunnels, .. } = options;
+        Steering { workers: workers as u32, seed, tunnels, fragments: FragmentTable::new(DATAGRAMS, seed.into()) }
     }
 
     /// As the XDP program does: by the flow, what is no flow to worker 0, which names it.
@@ -477,7 +481,7 @@ impl Steering {
         if self.workers == 1 {
             return 0;
         }
-        let Ok(mut observation) = packet::decode(link, frame, wire_len) else { return 0 };
+        let Ok(mut observation) = packet::decode(link, frame, wire_len, self.tunnels) else { return 0 };
         self.fragments.resolve(&mut observation, now_ns);
         steer::worker(steer::hash(&observation.key, self.seed), self.workers) as usize
     }

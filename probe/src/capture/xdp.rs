@@ -9,7 +9,7 @@ use super::{CaptureSource, Frame, Received};
 use crate::books::CaptureBooks;
 use crate::sys::{self, XdpStatistics};
 use nagare_ebpf::{Counters, Mode, Program};
-use nagare_wire::packet::LinkType;
+use nagare_wire::packet::{LinkType, Tunnels};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::num::NonZeroU32;
@@ -38,6 +38,8 @@ const SETTLE: Duration = Duration::from_millis(20);
 pub struct XdpOptions {
     /// Seed of the steering hash: random, so that nobody can aim all flows at one worker.
     pub seed: u32,
+    /// Which packet of a tunnelled one makes the flow, by which packets are steered.
+    pub tunnels: Tunnels,
     /// Places of each socket's receive ring: a power of two.
     pub ring_frames: u32,
     /// Octets of a frame of the UMEM: 2048 or 4096. Packets longer than that less 256 are cut.
@@ -50,7 +52,14 @@ pub struct XdpOptions {
 
 impl Default for XdpOptions {
     fn default() -> Self {
-        XdpOptions { seed: 0, ring_frames: 4096, frame_size: 2048, force_generic: false, force_copy: false }
+        XdpOptions {
+            seed: 0,
+            tunnels: Tunnels::Outer,
+            ring_frames: 4096,
+            frame_size: 2048,
+            force_generic: false,
+            force_copy: false,
+        }
     }
 }
 
@@ -242,8 +251,8 @@ impl XdpCapture {
         let queues = guard::rx_queues(interface).map_err(XdpError::Interface)?;
         sys::raise_memory_lock_limit();
         let lost_before = lost_before(interface);
-        let mut program =
-            Program::load(options.seed, workers, queues, options.octets_max()).map_err(XdpError::Program)?;
+        let mut program = Program::load(options.seed, workers, queues, options.octets_max(), options.tunnels)
+            .map_err(XdpError::Program)?;
         let promiscuous = Promiscuous::new(interface).map_err(XdpError::Interface)?;
         // Before the program is attached: some drivers make their queues anew.
         let offloads = OffloadGuard::new(interface).map_err(XdpError::Interface)?;

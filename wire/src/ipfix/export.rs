@@ -24,7 +24,7 @@ const EXPORTING_BOOK: u16 = 259;
 const STATISTICS: u16 = 260;
 
 /// Octets of a flow of IPv6; one of IPv4 has 24 less.
-const FLOW_IPV6_LENGTH: usize = 8 + 8 + 32 + 4 + 1 + 1 + 2 + 1 + 1 + 2 * (8 + 8 + 2);
+const FLOW_IPV6_LENGTH: usize = 8 + 8 + 32 + 4 + 1 + 1 + 4 + 1 + 1 + 2 * (8 + 8 + 2);
 
 /// The shortest limit of a Message; a [`FlowTemplate`] of many fields needs more, see [`limit_min`].
 pub const LIMIT_MIN: usize = 512;
@@ -142,6 +142,7 @@ impl MessageBuilder {
             out.extend_from_slice(&key.destination_port.to_be_bytes());
             out.extend_from_slice(&[key.protocol, flow.tos]);
             out.extend_from_slice(&key.vlan.to_be_bytes());
+            out.extend_from_slice(&key.customer_vlan.to_be_bytes());
             out.extend_from_slice(&[flow.end_reason, INITIATOR]);
             for counters in [&flow.forward, &flow.reverse] {
                 out.extend_from_slice(&counters.packets.to_be_bytes());

@@ -70,6 +70,7 @@ fields! {
     "protocolIdentifier" IANA 4 1 Any false |f: &F| [f.key.protocol], "IP protocol";
     "ipClassOfService" IANA 5 1 Any false |f: &F| [f.tos], "type of service of the first packet";
     "vlanId" IANA 58 2 Any false |f: &F| f.key.vlan.to_be_bytes(), "outermost VLAN";
+    "dot1qCustomerVlanId" IANA 245 2 Any false |f: &F| f.key.customer_vlan.to_be_bytes(), "second VLAN (QinQ)";
     "flowEndReason" IANA 136 1 Any false |f: &F| [f.end_reason], "why the record was exported";
     "biflowDirection" IANA 239 1 Any false |_: &F| [INITIATOR], "always 1: the source is the initiator";
     "packetDeltaCount" IANA 2 8 Any false |f: &F| f.forward.packets.to_be_bytes(), "packets of the initiator";
@@ -80,14 +81,13 @@ fields! {
     "reverseTcpControlBits" REVERSE_PEN 6 2 Any false |f: &F| f.reverse.tcp_flags.to_be_bytes(), "TCP flags of the responder";
     "flowStartMicroseconds" IANA 154 8 Any false |f: &F| ntp(f.start_us), "time of the first packet, exactly";
     "flowEndMicroseconds" IANA 155 8 Any false |f: &F| ntp(f.end_us), "time of the last packet, exactly";
-    "dot1qCustomerVlanId" IANA 245 2 Any false |f: &F| f.key.customer_vlan.to_be_bytes(), "second VLAN (QinQ)";
     "UNTUNNELED_PROTOCOL" NTOP_PEN 113 1 Any false |f: &F| [carrier(f).0], "IP protocol that carried the tunnel";
     "UNTUNNELED_L4_DST_PORT" NTOP_PEN 117 2 Any false |f: &F| carrier(f).1.to_be_bytes(), "well-known port of the tunnel; of GRE its protocol type";
-    "UNTUNNELED_IPV4_SRC_ADDR" NTOP_PEN 114 4 Any true |f: &F| outer(f, true).map_or([0; 4], ipv4), "source of the tunnel";
-    "UNTUNNELED_IPV4_DST_ADDR" NTOP_PEN 116 4 Any true |f: &F| outer(f, false).map_or([0; 4], ipv4), "destination of the tunnel";
-    "UNTUNNELED_IPV6_SRC_ADDR" NTOP_PEN 396 16 Any true |f: &F| outer(f, true).map_or([0; 16], ipv6), "source of the tunnel";
-    "UNTUNNELED_IPV6_DST_ADDR" NTOP_PEN 397 16 Any true |f: &F| outer(f, false).map_or([0; 16], ipv6), "destination of the tunnel";
-    "UPSTREAM_TUNNEL_ID" NTOP_PEN 106 4 Any true |f: &F| f.origin.tunnel_id.to_be_bytes(), "VNI, TEID, GRE key or session";
+    "UNTUNNELED_IPV4_SRC_ADDR" NTOP_PEN 114 4 Any false |f: &F| outer(f, true).map_or([0; 4], ipv4), "source of the tunnel";
+    "UNTUNNELED_IPV4_DST_ADDR" NTOP_PEN 116 4 Any false |f: &F| outer(f, false).map_or([0; 4], ipv4), "destination of the tunnel";
+    "UNTUNNELED_IPV6_SRC_ADDR" NTOP_PEN 396 16 Any false |f: &F| outer(f, true).map_or([0; 16], ipv6), "source of the tunnel";
+    "UNTUNNELED_IPV6_DST_ADDR" NTOP_PEN 397 16 Any false |f: &F| outer(f, false).map_or([0; 16], ipv6), "destination of the tunnel";
+    "UPSTREAM_TUNNEL_ID" NTOP_PEN 106 4 Any false |f: &F| f.origin.tunnel_id.to_be_bytes(), "VNI, TEID, GRE key or session";
     "ingressInterface" IANA 10 4 Any true |f: &F| u32::from(f.origin.interface).to_be_bytes(), "where the initiator's packets came in";
     "reverseIngressInterface" REVERSE_PEN 10 4 Any true |f: &F| u32::from(f.origin.reverse_interface).to_be_bytes(), "where the responder's packets came in";
     "sourceMacAddress" IANA 56 6 Any true |f: &F| f.origin.source_mac, "source of the first frame";
@@ -108,6 +108,8 @@ fields! {
     "reverseMaximumTTL" REVERSE_PEN 53 1 Any true |f: &F| [f.measured.reverse.ttl_max], "highest TTL of the responder's packets";
     "tcpSequenceNumber" IANA 184 4 Any true |f: &F| f.measured.forward.tcp_initial_sequence.to_be_bytes(), "first TCP sequence number of the initiator";
     "reverseTcpSequenceNumber" REVERSE_PEN 184 4 Any true |f: &F| f.measured.reverse.tcp_initial_sequence.to_be_bytes(), "first TCP sequence number of the responder";
+    "ipsecSPI" IANA 295 4 Any true |f: &F| f.measured.forward.spi.to_be_bytes(), "SPI of the initiator's ESP or AH";
+    "reverseIpsecSPI" REVERSE_PEN 295 4 Any true |f: &F| f.measured.reverse.spi.to_be_bytes(), "SPI of the responder's ESP or AH";
     "RETRANSMITTED_IN_PKTS" NTOP_PEN 109 4 Any true |f: &F| f.measured.forward.retransmitted.to_be_bytes(), "TCP packets sent again by the initiator";
     "RETRANSMITTED_OUT_PKTS" NTOP_PEN 110 4 Any true |f: &F| f.measured.reverse.retransmitted.to_be_bytes(), "TCP packets sent again by the responder";
     "OOORDER_IN_PKTS" NTOP_PEN 111 4 Any true |f: &F| f.measured.forward.out_of_order.to_be_bytes(), "TCP packets out of order, of the initiator";
@@ -117,8 +119,11 @@ fields! {
     "APPL_LATENCY_MS" NTOP_PEN 125 4 Any true |f: &F| (f.measured.application_us / 1000).to_be_bytes(), "from request to answer, ms";
 }
 
+/// How the names of the fields begin that tell of a flow's tunnel.
+const TUNNEL_FIELDS: [&str; 2] = ["UNTUNNELED_", "UPSTREAM_TUNNEL_ID"];
+
 /// Fields of the basic Template: so many of the catalogue, from the first.
-const BASIC: usize = 19;
+const BASIC: usize = 20;
 
 fn ipv4(address: IpAddr) -> [u8; 4] {
     match address {
@@ -202,6 +207,17 @@ impl FlowTemplate {
     fn of(fields: impl Iterator<Item = &'static Field> + Clone) -> FlowTemplate {
         let without = |other| fields.clone().filter(|field| field.family != other).collect();
         FlowTemplate { ipv4: without(Family::Ipv6), ipv6: without(Family::Ipv4), is_basic: false }
+    }
+
+    /// With the fields that name a flow's tunnel, where it lacks them: without them tenants with equal addresses look alike.
+    pub fn with_tunnels(&self) -> FlowTemplate {
+        let names = |field: &Field| TUNNEL_FIELDS.iter().any(|prefix| field.name.starts_with(prefix));
+        let with = |known: &[&'static Field], other| {
+            let lacks =
+                |field: &&Field| names(field) && field.family != other && !known.iter().any(|k| k.name == field.name);
+            known.iter().copied().chain(CATALOGUE.iter().filter(lacks)).collect()
+        };
+        FlowTemplate { ipv4: with(&self.ipv4, Family::Ipv6), ipv6: with(&self.ipv6, Family::Ipv4), is_basic: false }
     }
 
     /// Whether any field needs measurements beyond the counters.

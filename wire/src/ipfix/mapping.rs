@@ -288,6 +288,7 @@ impl Direction {
             ie::MAXIMUM_IP_TOTAL_LENGTH => self.measured.length_max = number as u32,
             ie::MINIMUM_TTL => self.measured.ttl_min = number as u8,
             ie::MAXIMUM_TTL => self.measured.ttl_max = number as u8,
+            ie::IPSEC_SPI => self.measured.spi = number as u32,
             ie::TCP_SEQUENCE_NUMBER => self.measured.tcp_initial_sequence = number as u32,
             _ => {}
         }
