@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const PROGRAMS: [&str; 2] = ["nagare", "generator"];
+const PROGRAMS: [&str; 3] = ["nagare", "host", "generator"];
 
 fn main() {
     println!("cargo:rerun-if-changed=bpf");

@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* From a frame to the flow of an IP packet in it, by the steps of the decoder (wire/src/packet/link.rs and ip.rs).
  *
+ * Whoever includes this defines before it: CONTEXT, the type that stands for a frame, and octets(ctx, at, end, size), which gives
+ * `size` octets (40 at most) at a place, or NULL where the packet ended before, or they were not captured.
+ *
  * The functions that are not inlined are verified once, whatever they are called with: that keeps the verifier's work small. Such
  * functions give back numbers only, hence places that are packed in a word. */
 #ifndef NAGARE_PARSE_H
@@ -19,9 +22,6 @@
 #define TYPE_IPV6 0x86dd
 #define TYPE_ETHERNET 0x6558
 #define TYPE_PPP 0x880b
-
-/* No header is looked for behind this: the verifier wants a bound. */
-#define DEPTH_MAX 0x3fff
 
 /* Something in the frame: its EtherType, where it begins, and where it ended on the wire by the headers before it. */
 #define PLACE(type, at, end) ((__u64)(type) << 32 | (__u64)(end) << 16 | (at))
@@ -58,36 +58,22 @@ struct flow {
 	enum fragment fragment;
 };
 
-/* `size` octets; NULL where the packet ended before, or they were not captured. */
-static __always_inline void *octets(struct xdp_md *ctx, __u32 at, __u32 end, __u32 size)
-{
-	__u64 offset = at;
-	void *start;
-
-	if (at > DEPTH_MAX || at + size > end)
-		return NULL;
-	/* Changes nothing, but shows the verifier the bound of the very register that is used. */
-	asm volatile("%0 &= %1" : "+r"(offset) : "i"(DEPTH_MAX));
-	start = (void *)(long)ctx->data + offset;
-	return start + size > (void *)(long)ctx->data_end ? NULL : start;
-}
-
 /* The number in host order; below 0 where it is not there. */
-static __always_inline long read8(struct xdp_md *ctx, __u32 at, __u32 end)
+static __always_inline long read8(CONTEXT *ctx, __u32 at, __u32 end)
 {
 	__u8 *octet = octets(ctx, at, end, 1);
 
 	return octet ? *octet : -1;
 }
 
-static __always_inline long read16(struct xdp_md *ctx, __u32 at, __u32 end)
+static __always_inline long read16(CONTEXT *ctx, __u32 at, __u32 end)
 {
 	__u16 *number = octets(ctx, at, end, 2);
 
 	return number ? bpf_ntohs(*number) : -1;
 }
 
-static __always_inline long read32(struct xdp_md *ctx, __u32 at, __u32 end)
+static __always_inline long read32(CONTEXT *ctx, __u32 at, __u32 end)
 {
 	__u32 *number = octets(ctx, at, end, 4);
 
@@ -95,7 +81,7 @@ static __always_inline long read32(struct xdp_md *ctx, __u32 at, __u32 end)
 }
 
 /* The EtherType that the first octet of an IP packet tells; 0 for anything else. */
-static __always_inline __u32 by_version(struct xdp_md *ctx, __u32 at, __u32 end)
+static __always_inline __u32 by_version(CONTEXT *ctx, __u32 at, __u32 end)
 {
 	long octet = read8(ctx, at, end);
 
@@ -110,7 +96,7 @@ static __always_inline int is_vlan(__u32 type)
 }
 
 /* Nothing names what follows the labels; IP shows its version. */
-static __always_inline __u64 pass_labels(struct xdp_md *ctx, __u32 at, __u32 end)
+static __always_inline __u64 pass_labels(CONTEXT *ctx, __u32 at, __u32 end)
 {
 	__u32 type;
 	long bottom;
@@ -129,7 +115,7 @@ static __always_inline __u64 pass_labels(struct xdp_md *ctx, __u32 at, __u32 end
 	return 0;
 }
 
-static __always_inline __u64 pass_ppp(struct xdp_md *ctx, __u32 at, __u32 end)
+static __always_inline __u64 pass_ppp(CONTEXT *ctx, __u32 at, __u32 end)
 {
 	__u32 type;
 	long protocol;
@@ -151,7 +137,7 @@ static __always_inline __u64 pass_ppp(struct xdp_md *ctx, __u32 at, __u32 end)
 }
 
 /* What follows VLAN tags, MPLS, PPPoE and SNAP: IP's place, or 0. */
-__noinline __u64 pass_link(struct xdp_md *ctx, __u64 place)
+__noinline __u64 pass_link(CONTEXT *ctx, __u64 place)
 {
 	__u32 at = PLACE_AT(place), end = PLACE_END(place), type = PLACE_TYPE(place);
 	long next;
@@ -197,7 +183,7 @@ static __always_inline int has_ports(__u8 protocol)
 
 /* Where fewer than four octets of the transport header are there, both ports stay 0, as in the decoder. A later fragment has
  * none, whatever stands there. */
-static __always_inline void read_ports(struct xdp_md *ctx, __u32 at, __u32 end, struct flow *flow)
+static __always_inline void read_ports(CONTEXT *ctx, __u32 at, __u32 end, struct flow *flow)
 {
 	__u16 *ports;
 
@@ -224,7 +210,7 @@ struct ipv4_header {
 };
 _Static_assert(sizeof(struct ipv4_header) == 20, "RFC 791");
 
-static __always_inline __u64 parse_ipv4(struct xdp_md *ctx, __u32 at, __u32 end, struct flow *flow)
+static __always_inline __u64 parse_ipv4(CONTEXT *ctx, __u32 at, __u32 end, struct flow *flow)
 {
 	struct ipv4_header *header = octets(ctx, at, end, sizeof(*header));
 	__u32 length, total;
@@ -270,7 +256,7 @@ struct extension_header {
 _Static_assert(sizeof(struct extension_header) == 8, "RFC 8200, 4");
 
 /* Passes the extension headers; upper.protocol becomes the first header that is none. Gives where that begins. */
-static __always_inline __u32 pass_extension_headers(struct xdp_md *ctx, __u32 at, __u32 end, struct flow *flow)
+static __always_inline __u32 pass_extension_headers(CONTEXT *ctx, __u32 at, __u32 end, struct flow *flow)
 {
 	struct extension_header *header;
 	__u32 length;
@@ -310,7 +296,7 @@ struct ipv6_header {
 };
 _Static_assert(sizeof(struct ipv6_header) == 40, "RFC 8200, 3");
 
-static __always_inline __u64 parse_ipv6(struct xdp_md *ctx, __u32 at, __u32 end, struct flow *flow)
+static __always_inline __u64 parse_ipv6(CONTEXT *ctx, __u32 at, __u32 end, struct flow *flow)
 {
 	struct ipv6_header *header = octets(ctx, at, end, sizeof(*header));
 	__u32 total;
@@ -333,7 +319,7 @@ static __always_inline __u64 parse_ipv6(struct xdp_md *ctx, __u32 at, __u32 end,
 }
 
 /* Fills `flow` of the IP packet at a place; gives the place of what it carries, or 0 where it is no IP that can be read. */
-__noinline __u64 parse_ip(struct xdp_md *ctx, __u64 place, struct flow *flow)
+__noinline __u64 parse_ip(CONTEXT *ctx, __u64 place, struct flow *flow)
 {
 	__u32 at = PLACE_AT(place), end = PLACE_END(place);
 

@@ -19,14 +19,14 @@ static __always_inline __u64 place_or_none(__u32 type, __u32 at, __u32 end)
 	return at <= end ? PLACE(type, at, end) : 0;
 }
 
-static __always_inline __u64 packet_or_none(struct xdp_md *ctx, __u32 at, __u32 end)
+static __always_inline __u64 packet_or_none(CONTEXT *ctx, __u32 at, __u32 end)
 {
 	__u32 type = by_version(ctx, at, end);
 
 	return type ? PLACE(type, at, end) : 0;
 }
 
-static __always_inline __u64 pass_erspan(struct xdp_md *ctx, __u32 at, __u32 end, __u32 type, int sequenced)
+static __always_inline __u64 pass_erspan(CONTEXT *ctx, __u32 at, __u32 end, __u32 type, int sequenced)
 {
 	long version = read8(ctx, at, end) >> 4, last;
 
@@ -47,7 +47,7 @@ static __always_inline __u64 pass_erspan(struct xdp_md *ctx, __u32 at, __u32 end
 	return 0;
 }
 
-static __always_inline __u64 pass_gre(struct xdp_md *ctx, __u32 at, __u32 end)
+static __always_inline __u64 pass_gre(CONTEXT *ctx, __u32 at, __u32 end)
 {
 	long flags = read16(ctx, at, end), type = read16(ctx, at + 2, end);
 	__u32 checksum, key, sequence, acknowledgement;
@@ -68,14 +68,14 @@ static __always_inline __u64 pass_gre(struct xdp_md *ctx, __u32 at, __u32 end)
 	return place_or_none(type, at, end);
 }
 
-static __always_inline __u64 pass_vxlan(struct xdp_md *ctx, __u32 at, __u32 end)
+static __always_inline __u64 pass_vxlan(CONTEXT *ctx, __u32 at, __u32 end)
 {
 	long flags = read8(ctx, at, end);
 
 	return flags >= 0 && flags & 0x08 ? place_or_none(TYPE_ETHERNET, at + 8, end) : 0;
 }
 
-static __always_inline __u64 pass_geneve(struct xdp_md *ctx, __u32 at, __u32 end)
+static __always_inline __u64 pass_geneve(CONTEXT *ctx, __u32 at, __u32 end)
 {
 	long first = read32(ctx, at, end);
 
@@ -84,7 +84,7 @@ static __always_inline __u64 pass_geneve(struct xdp_md *ctx, __u32 at, __u32 end
 	return place_or_none(first & 0xffff, at + 8 + (first >> 24 & 0x3f) * 4, end);
 }
 
-static __always_inline __u64 pass_gtp_u(struct xdp_md *ctx, __u32 at, __u32 end)
+static __always_inline __u64 pass_gtp_u(CONTEXT *ctx, __u32 at, __u32 end)
 {
 	long first = read16(ctx, at, end), next, words;
 	int i;
@@ -110,7 +110,7 @@ static __always_inline __u64 pass_gtp_u(struct xdp_md *ctx, __u32 at, __u32 end)
 	return packet_or_none(ctx, at, end);
 }
 
-static __always_inline int looks_like_a_frame(struct xdp_md *ctx, __u32 at, __u32 end)
+static __always_inline int looks_like_a_frame(CONTEXT *ctx, __u32 at, __u32 end)
 {
 	long type = read16(ctx, at + 12, end), octet = read8(ctx, at + 14, end);
 
@@ -121,7 +121,7 @@ static __always_inline int looks_like_a_frame(struct xdp_md *ctx, __u32 at, __u3
 }
 
 /* Version 3, from the session on. */
-static __always_inline __u64 pass_l2tp_3(struct xdp_md *ctx, __u32 at, __u32 end)
+static __always_inline __u64 pass_l2tp_3(CONTEXT *ctx, __u32 at, __u32 end)
 {
 	int i;
 
@@ -135,7 +135,7 @@ static __always_inline __u64 pass_l2tp_3(struct xdp_md *ctx, __u32 at, __u32 end
 	return 0;
 }
 
-static __always_inline __u64 pass_l2tp(struct xdp_md *ctx, __u32 at, __u32 end)
+static __always_inline __u64 pass_l2tp(CONTEXT *ctx, __u32 at, __u32 end)
 {
 	long flags = read16(ctx, at, end), offset;
 
@@ -156,7 +156,7 @@ static __always_inline __u64 pass_l2tp(struct xdp_md *ctx, __u32 at, __u32 end)
 	return place_or_none(TYPE_PPP, at, end);
 }
 
-static __always_inline __u64 pass_teredo(struct xdp_md *ctx, __u32 at, __u32 end)
+static __always_inline __u64 pass_teredo(CONTEXT *ctx, __u32 at, __u32 end)
 {
 	long kind = read16(ctx, at, end), lengths;
 
@@ -172,7 +172,7 @@ static __always_inline __u64 pass_teredo(struct xdp_md *ctx, __u32 at, __u32 end
 	return by_version(ctx, at, end) == TYPE_IPV6 ? PLACE(TYPE_IPV6, at, end) : 0;
 }
 
-static __always_inline __u64 pass_udp(struct xdp_md *ctx, __u32 at, __u32 end, __u32 port)
+static __always_inline __u64 pass_udp(CONTEXT *ctx, __u32 at, __u32 end, __u32 port)
 {
 	switch (port) {
 	case PORT_VXLAN:
@@ -191,7 +191,7 @@ static __always_inline __u64 pass_udp(struct xdp_md *ctx, __u32 at, __u32 end, _
 }
 
 /* The place of what a packet's payload carries; 0 where it is no tunnel. `ports`: source port << 16 | destination port. */
-__noinline __u64 pass_tunnel(struct xdp_md *ctx, __u64 place, __u32 protocol, __u32 ports)
+__noinline __u64 pass_tunnel(CONTEXT *ctx, __u64 place, __u32 protocol, __u32 ports)
 {
 	__u32 at = PLACE_AT(place), end = PLACE_END(place);
 	__u64 inside;

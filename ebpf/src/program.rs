@@ -1,7 +1,7 @@
 //! The steering program: load, attach, register sockets, count, detach.
 
 use crate::error::{Error, chain, errno};
-use crate::layout::{COUNTER_NO_SOCKET, COUNTER_REDIRECTED, COUNTER_SEEN, Config};
+use crate::layout::{COUNTER_LOST, COUNTER_SEEN, COUNTER_STEERED, COUNTER_UNREADABLE, Config};
 use aya::maps::{MapError, PerCpuArray, XskMap};
 use aya::programs::links::FdLink;
 use aya::programs::{ProgramError, ProgramFd, Xdp, XdpMode};
@@ -10,6 +10,10 @@ use nagare_wire::packet::Tunnels;
 use std::os::fd::BorrowedFd;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nagare.o"));
+
+/// The program for packets in one buffer, and for packets in any number.
+const NAME: &str = "nagare_steer";
+const NAME_FRAGS: &str = "nagare_steer_all";
 
 /// How an XDP program runs on an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,43 +27,90 @@ pub enum Mode {
     },
 }
 
-/// What the program did with the packets that it saw: `seen` = the sum of `redirected` + `no_socket`.
+/// How packets are given to workers.
+#[derive(Clone, Copy, Debug)]
+pub struct Steering {
+    /// Seed of the flow hash: random, so that nobody can aim all flows at one worker.
+    pub seed: u32,
+    /// Workers; 0 is taken as 1.
+    pub workers: u32,
+    /// Which packet of a tunnelled one makes the flow.
+    pub tunnels: Tunnels,
+}
+
+impl Steering {
+    pub(crate) fn config(&self, octets_max: u32, has_ethernet: bool) -> Config {
+        Config {
+            seed: self.seed,
+            workers: self.workers.max(1),
+            octets_max,
+            inner: u32::from(self.tunnels == Tunnels::Inner),
+            has_ethernet: u32::from(has_ethernet),
+        }
+    }
+}
+
+/// What a program did with the packets that it saw: `seen` = the sum of `steered` + `lost` + `unreadable`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Packets that reached the program.
     pub seen: u64,
-    /// Packets handed to each worker's socket. The socket may still drop them: its own statistics say so.
-    pub redirected: Vec<u64>,
-    /// Packets dropped as no socket was registered for their queue and worker.
-    pub no_socket: u64,
+    /// Packets given to each worker. An AF_XDP socket may still drop them: its own statistics say so.
+    pub steered: Vec<u64>,
+    /// Packets for which no socket was registered for their queue and worker (XDP: they were dropped), or for which the ring was
+    /// full (a host's interface: they passed, but are not metered).
+    pub lost: u64,
+    /// Packets of a host's interface that were shorter than a header.
+    pub unreadable: u64,
+}
+
+impl Counters {
+    pub(crate) fn read(ebpf: &Ebpf, workers: u32) -> Result<Counters, MapError> {
+        let map = ebpf.map("counters").expect("the embedded object has this map");
+        let counters = PerCpuArray::<_, u64>::try_from(map)?;
+        let total = |index| -> Result<u64, MapError> { Ok(counters.get(&index, 0)?.iter().sum()) };
+        let steered = (0..workers).map(|worker| total(COUNTER_STEERED + worker));
+        Ok(Counters {
+            steered: steered.collect::<Result<_, _>>()?,
+            lost: total(COUNTER_LOST)?,
+            unreadable: total(COUNTER_UNREADABLE)?,
+            seen: total(COUNTER_SEEN)?,
+        })
+    }
 }
 
 /// The steering program, loaded into the kernel.
 pub struct Program {
     ebpf: Ebpf,
+    name: &'static str,
     link: Option<FdLink>,
     workers: u32,
     queues: u32,
 }
 
 impl Program {
-    /// Loads the program for an interface with `queues` receive queues, steering to `workers` workers by the hash of `seed`.
-    /// Both are at least 1, else they are taken as 1. Packets longer than `octets_max` are cut to that.
-    /// `tunnels` says which packet of a tunnelled one makes the flow.
+    /// Loads the program for an interface with `queues` receive queues (0 is taken as 1). Packets longer than `octets_max` are
+    /// cut to that.
     ///
     /// # Errors
     /// Without the capabilities for BPF, or on a kernel that refuses the program.
-    pub fn load(seed: u32, workers: u32, queues: u32, octets_max: u32, tunnels: Tunnels) -> Result<Program, Error> {
-        let (workers, queues) = (workers.max(1), queues.max(1));
-        let config = Config { seed, workers, octets_max, inner: u32::from(tunnels == Tunnels::Inner) };
+    pub fn load(steering: Steering, queues: u32, octets_max: u32) -> Result<Program, Error> {
+        let (config, queues) = (steering.config(octets_max, true), queues.max(1));
         let mut ebpf = EbpfLoader::new()
             .override_global("config", &config, true)
-            .map_max_entries("sockets", workers.saturating_mul(queues))
-            .map_max_entries("counters", COUNTER_REDIRECTED.saturating_add(workers))
+            .map_max_entries("sockets", config.workers.saturating_mul(queues))
+            .map_max_entries("counters", COUNTER_STEERED.saturating_add(config.workers))
             .load(OBJECT)
             .map_err(|error| Error::new("creating the maps of the XDP program", error))?;
-        steer(&mut ebpf).load().map_err(|error| Error::new("loading the XDP program", error))?;
-        Ok(Program { ebpf, link: None, workers, queues })
+        // A kernel that does not know of packets in several buffers gets the program that does not either.
+        let name = match program(&mut ebpf, NAME_FRAGS).load() {
+            Ok(()) => NAME_FRAGS,
+            Err(_) => {
+                program(&mut ebpf, NAME).load().map_err(|error| Error::new("loading the XDP program", error))?;
+                NAME
+            }
+        };
+        Ok(Program { ebpf, name, link: None, workers: config.workers, queues })
     }
 
     /// Attaches the program to the interface with index `ifindex`: natively where the driver can and `force_generic` is not
@@ -82,7 +133,7 @@ impl Program {
     }
 
     fn attach_as(&mut self, ifindex: u32, mode: XdpMode) -> Result<(), Error> {
-        let program = steer(&mut self.ebpf);
+        let program = program(&mut self.ebpf, self.name);
         let link = program.attach_to_if_index(ifindex, mode).map_err(|error| refusal(error, ifindex, mode))?;
         let link = program.take_link(link).map_err(|error| Error::new("taking the link of the XDP program", error))?;
         // A program that is attached without a link would outlive a killed process.
@@ -110,19 +161,8 @@ impl Program {
     /// # Errors
     /// Where the kernel refuses to read the map.
     pub fn counters(&self) -> Result<Counters, Error> {
-        self.read_counters().map_err(|error| Error::new("reading the counters of the XDP program", error))
-    }
-
-    fn read_counters(&self) -> Result<Counters, MapError> {
-        let map = self.ebpf.map("counters").expect("the embedded object has this map");
-        let counters = PerCpuArray::<_, u64>::try_from(map)?;
-        let total = |index| -> Result<u64, MapError> { Ok(counters.get(&index, 0)?.iter().sum()) };
-        let redirected = (0..self.workers).map(|worker| total(COUNTER_REDIRECTED + worker));
-        Ok(Counters {
-            redirected: redirected.collect::<Result<_, _>>()?,
-            no_socket: total(COUNTER_NO_SOCKET)?,
-            seen: total(COUNTER_SEEN)?,
-        })
+        let counters = Counters::read(&self.ebpf, self.workers);
+        counters.map_err(|error| Error::new("reading the counters of the XDP program", error))
     }
 
     /// Detaches the program from its interface; frames go to the host again. The counters stay readable.
@@ -156,13 +196,13 @@ impl Program {
     }
 
     fn program(&self) -> &Xdp {
-        let program = self.ebpf.program("nagare_steer").expect("the embedded object has this program");
+        let program = self.ebpf.program(self.name).expect("the embedded object has this program");
         program.try_into().expect("it is an XDP program")
     }
 }
 
-fn steer(ebpf: &mut Ebpf) -> &mut Xdp {
-    let program = ebpf.program_mut("nagare_steer").expect("the embedded object has this program");
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut Xdp {
+    let program = ebpf.program_mut(name).expect("the embedded object has this program");
     program.try_into().expect("it is an XDP program")
 }
 

@@ -1,6 +1,6 @@
 //! The steering program, run by the kernel on single frames, chooses the worker that `nagare_wire::steer` names.
 
-use nagare_ebpf::{Error, Program};
+use nagare_ebpf::{Error, Program, Steering};
 use nagare_wire::fragment::FragmentTable;
 use nagare_wire::packet::{self, LinkType, Tunnels};
 use nagare_wire::steer;
@@ -27,7 +27,7 @@ struct Bench {
 impl Bench {
     /// `None` where the kernel does not permit BPF.
     fn new(tunnels: Tunnels) -> Option<Bench> {
-        let mut program = match Program::load(SEED, WORKERS, 1, 1792, tunnels) {
+        let mut program = match Program::load(Steering { seed: SEED, workers: WORKERS, tunnels }, 1, 1792) {
             Ok(program) => program,
             Err(Error::NotPermitted) => {
                 println!("skipped: {}", Error::NotPermitted);
@@ -52,8 +52,8 @@ impl Bench {
         assert_eq!(self.program.test_run(frame).unwrap(), XDP_REDIRECT);
         let after = self.program.counters().unwrap();
         assert_eq!(after.seen, before.seen + 1);
-        assert_eq!(after.seen, after.redirected.iter().sum::<u64>() + after.no_socket);
-        let chosen = (0..WORKERS as usize).find(|&w| after.redirected[w] > before.redirected[w]);
+        assert_eq!(after.seen, after.steered.iter().sum::<u64>() + after.lost);
+        let chosen = (0..WORKERS as usize).find(|&w| after.steered[w] > before.steered[w]);
         chosen.expect("one worker's counter moved") as u32
     }
 
@@ -286,12 +286,12 @@ fn without_a_socket_the_drop_is_counted() {
     if Bench::new(Tunnels::Outer).is_none() {
         return;
     }
-    let program = Program::load(SEED, WORKERS, 1, 1792, Tunnels::Outer).unwrap();
+    let program = Program::load(Steering { seed: SEED, workers: WORKERS, tunnels: Tunnels::Outer }, 1, 1792).unwrap();
     for (_, [frame, _]) in conversations() {
         assert_eq!(program.test_run(&frame).unwrap(), XDP_DROP);
     }
     let counters = program.counters().unwrap();
-    assert_eq!((counters.seen, counters.redirected.iter().sum::<u64>()), (counters.no_socket, 0));
+    assert_eq!((counters.seen, counters.steered.iter().sum::<u64>()), (counters.lost, 0));
 }
 
 #[test]
