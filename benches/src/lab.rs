@@ -78,7 +78,12 @@ impl Lab {
 
     /// Runs `work` on a thread in the traffic's namespace.
     pub fn send<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let namespace = File::open(format!("/run/netns/{}", self.traffic())).expect("the namespace was made by new");
+        self.within(&self.traffic(), work)
+    }
+
+    /// Runs `work` on a thread in one of the namespaces.
+    pub fn within<T: Send>(&self, namespace: &str, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = File::open(format!("/run/netns/{namespace}")).expect("the namespace was made by new");
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 setns(namespace, CloneFlags::CLONE_NEWNET).expect("root may enter a namespace");
@@ -95,9 +100,22 @@ impl Lab {
 
     /// Starts a program of this workspace in the probe's namespace, with its log captured.
     pub fn start(&self, program: &str, arguments: &[&str]) -> Program {
+        Program::start(self.command(program, arguments))
+    }
+
+    /// The command that runs a program of this workspace in the probe's namespace.
+    pub fn command(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.probe()]).arg(built(program)).args(arguments);
-        Program::start(command)
+        command
+    }
+
+    /// Runs `ip` in one of the namespaces.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn ip(&self, namespace: &str, arguments: &[&str]) {
+        ip(&[&["-n", namespace], arguments].concat()).unwrap_or_else(|refusal| panic!("{refusal}"));
     }
 }
 

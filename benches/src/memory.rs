@@ -77,7 +77,7 @@ impl CaptureSource for Memory<'_> {
         for _ in 0..frames {
             let bytes = &self.frames[self.next];
             self.next = if self.next + 1 == self.frames.len() { 0 } else { self.next + 1 };
-            each(Frame { time_ns: now_ns, bytes, wire_len: 64, link: LinkType::Ethernet });
+            each(Frame { link: LinkType::Ethernet, bytes, wire_length: 64, time_ns: now_ns, interface: 1, packets: 1 });
         }
         (self.left, self.sent) = (self.left - frames as u64, self.sent + frames as u64);
         Ok(Received { frames, now_ns, end: frames == 0 })
@@ -126,6 +126,7 @@ pub fn meter(load: &Load, frames: &[[u8; 64]], core: usize) -> Metered {
     let limits = limits(load);
     let parts = WorkerParts {
         tunnels: nagare_wire::packet::Tunnels::Outer,
+        selection: (nagare_probe::select::Selection::default(), 0),
         limits,
         ring: ring.clone(),
         counters: counters.clone(),
@@ -181,7 +182,8 @@ pub fn baseline(load: &Load, frames: &[[u8; 64]]) -> f64 {
     let mut packet = Observation::default();
     let began = Instant::now();
     for bytes in frames.iter().cycle().take(load.packets as usize) {
-        let captured = Captured { link: LinkType::Ethernet, bytes, wire_length: 64, time_ns: 0, interface: 1 };
+        let captured =
+            Captured { link: LinkType::Ethernet, bytes, wire_length: 64, time_ns: 0, interface: 1, packets: 1 };
         if observer.observe(&captured, &mut packet).is_ok() {
             let counters = table.entry(packet.key.words).or_default();
             (counters[0], counters[1]) = (counters[0] + 1, counters[1] + u64::from(packet.octets));

@@ -13,6 +13,7 @@ use crate::counters::{ExportCounters, MeterCounters, Tally};
 use nagare_service::books::{Books, Equation};
 use nagare_wire::ipfix::mapping::{Book, Process};
 use nagare_wire::packet::Ignore;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What the capture side counts before the workers.
@@ -28,12 +29,13 @@ pub struct CaptureBooks {
     pub figures: Vec<(String, u64)>,
 }
 
+/// Reads the counters of a capture.
+pub type ReadCapture = Box<dyn Fn() -> CaptureBooks + Send + Sync>;
+
 /// All counters of a probe.
 pub struct ProbeBooks {
-    /// Interface or file, as a label.
-    pub interface: String,
-    /// The capture side's counters.
-    pub capture: Box<dyn Fn() -> CaptureBooks + Send + Sync>,
+    /// The capture side's counters, of each interface, or of the file, by its name.
+    pub captures: Vec<(String, ReadCapture)>,
     /// Packets that may be on their way to one worker.
     pub frames_max: u64,
     /// Flow records that may be on their way.
@@ -72,16 +74,20 @@ impl ProbeBooks {
     /// what was given to no worker), flows of the Exporting Process.
     pub fn terms(&self, when: When) -> Vec<Book> {
         let mut books = Vec::new();
+        let mut unsteered = BTreeMap::<String, u64>::new();
         for (index, equation) in self.packets(when).into_iter().enumerate() {
-            if index > 0 {
-                push(&mut books, Process::Metering, index as u32, equation.total, equation.terms);
-                continue;
+            match index.checked_sub(self.captures.len()) {
+                Some(worker) => push(&mut books, Process::Metering, worker as u32 + 1, equation.total, equation.terms),
+                None => {
+                    for (name, value) in equation.terms.into_iter().filter(|(name, _)| is_named(name)) {
+                        *unsteered.entry(name).or_default() += value;
+                    }
+                }
             }
-            let unsteered: Vec<_> = equation.terms.into_iter().filter(|(name, _)| is_named(name)).collect();
-            let sum = unsteered.iter().map(|(_, value)| value).sum();
-            if sum > 0 {
-                push(&mut books, Process::Metering, 0, ("wire".into(), sum), unsteered);
-            }
+        }
+        let sum = unsteered.values().sum();
+        if sum > 0 {
+            push(&mut books, Process::Metering, 0, ("wire".into(), sum), unsteered.into_iter().collect());
         }
         let flows = self.flows(when);
         push(&mut books, Process::Exporting, 1, flows.total, flows.terms);
@@ -98,31 +104,40 @@ impl ProbeBooks {
         })
     }
 
-    /// One equation for the interface, then one a worker. Downstream counters are read first.
+    /// The names of all interfaces, as a label.
+    pub fn label(&self) -> String {
+        self.captures.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(",")
+    }
+
+    /// One equation for each interface, then one a worker. Downstream counters are read first.
     fn packets(&self, when: When) -> Vec<Equation> {
-        let workers: Vec<Vec<(String, u64)>> = self.meters.iter().map(|meter| meter_terms(meter)).collect();
-        let capture = (self.capture)();
-        let label = vec![("interface", self.interface.clone())];
-        let steered = capture.workers.iter().map(|(steered, _)| steered).sum();
-        let mut terms = vec![("steered".to_string(), steered)];
-        terms.extend(capture.unsteered);
-        let mut equations =
-            vec![Equation { name: "interface", labels: label, total: ("wire".into(), capture.seen), terms }];
-        in_flight(&mut equations[0], self.frames_max, when != When::Running);
-        for (index, (mut terms, (steered, drops))) in workers.into_iter().zip(capture.workers).enumerate() {
-            terms.extend(drops);
-            let labels = vec![("interface", self.interface.clone()), ("worker", index.to_string())];
-            let mut equation = Equation { name: "packets", labels, total: ("wire".into(), steered), terms };
-            in_flight(&mut equation, self.frames_max, when != When::Running);
-            equations.push(equation);
+        let terms: Vec<Vec<(String, u64)>> = self.meters.iter().map(|meter| meter_terms(meter)).collect();
+        let mut workers: Vec<_> = terms.into_iter().map(|terms| (0, terms)).collect();
+        let mut equations = Vec::new();
+        for (name, read) in &self.captures {
+            let capture = read();
+            let steered = capture.workers.iter().map(|(steered, _)| steered).sum();
+            let mut terms = vec![("steered".to_string(), steered)];
+            terms.extend(capture.unsteered);
+            let labels = vec![("interface", name.clone())];
+            equations.push(Equation { name: "interface", labels, total: ("wire".into(), capture.seen), terms });
+            for ((wire, terms), (steered, drops)) in workers.iter_mut().zip(capture.workers) {
+                *wire += steered;
+                drops.into_iter().for_each(|drop| add(terms, drop));
+            }
         }
+        for (index, (wire, terms)) in workers.into_iter().enumerate() {
+            let labels = vec![("interface", self.label()), ("worker", index.to_string())];
+            equations.push(Equation { name: "packets", labels, total: ("wire".into(), wire), terms });
+        }
+        equations.iter_mut().for_each(|equation| in_flight(equation, self.frames_max, when != When::Running));
         equations
     }
 
     fn metered(&self) -> impl Iterator<Item = Equation> + '_ {
         self.meters.iter().enumerate().map(|(index, meter)| Equation {
             name: "metering",
-            labels: vec![("interface", self.interface.clone()), ("worker", index.to_string())],
+            labels: vec![("interface", self.label()), ("worker", index.to_string())],
             total: ("metered".into(), meter.metered.get()),
             terms: vec![
                 ("in_records".into(), meter.ended.get().packets),
@@ -165,7 +180,10 @@ impl ProbeBooks {
         figures.extend(
             self.memory.iter().map(|(name, bytes)| (format!("memory_bytes.{}", name.replace(' ', "_")), *bytes)),
         );
-        figures.extend((self.capture)().figures);
+        for (name, read) in &self.captures {
+            let of = |figure: String| if self.captures.len() == 1 { figure } else { format!("{figure}.{name}") };
+            figures.extend(read().figures.into_iter().map(|(figure, value)| (of(figure), value)));
+        }
         figures
     }
 }
@@ -179,7 +197,17 @@ fn meter_terms(meter: &MeterCounters) -> Vec<(String, u64)> {
     let ignored =
         Ignore::ALL.iter().map(|ignore| (format!("ignore.{}", ignore.name()), meter.ignored[*ignore as usize].get()));
     terms.extend(ignored);
+    terms.push(("ignore.filtered".into(), meter.filtered.get()));
+    terms.push(("ignore.not_sampled".into(), meter.not_sampled.get()));
     terms
+}
+
+/// Adds to a term; a new one goes to the end.
+fn add(terms: &mut Vec<(String, u64)>, (name, value): (String, u64)) {
+    match terms.iter_mut().find(|(known, _)| *known == name) {
+        Some((_, sum)) => *sum += value,
+        None => terms.push((name, value)),
+    }
 }
 
 /// Adds what is on its way: the difference while there may be one, nothing at the end.

@@ -89,6 +89,10 @@ pub struct MeterCounters {
     pub octets: Counter,
     /// Frames that were no Observation, by [`Ignore`].
     pub ignored: [Counter; Ignore::ALL.len()],
+    /// Packets that did not pass the filter.
+    pub filtered: Counter,
+    /// Packets that passed it and were not among the sampled.
+    pub not_sampled: Counter,
     /// Packets of the flows in the cache.
     pub cached_packets: Counter,
     /// Flows in the cache.

@@ -10,6 +10,7 @@ pub mod counters;
 pub mod exporter;
 pub mod options;
 pub mod run;
+pub mod select;
 mod sys;
 pub mod template;
 pub mod worker;

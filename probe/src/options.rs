@@ -1,13 +1,15 @@
 //! What the operator asked for: the command line over the TOML file, made once into what the probe uses.
 
 use crate::cache::CacheLimits;
+use crate::capture::interfaces::Mode;
 use crate::exporter::output::Format;
+use crate::select::{Rate, Selection};
 use nagare_service::endpoint::{Endpoint, Scheme};
 use nagare_service::options::{OptionsError, layered};
 use nagare_service::tls::ClientTls;
 use nagare_service::units::{Size, Span};
 use nagare_wire::flow::FlowRecord;
-use nagare_wire::ipfix::export::limit_min;
+use nagare_wire::ipfix::export::{Sampling, SamplingOf, limit_min};
 use nagare_wire::ipfix::field::FlowTemplate;
 use nagare_wire::packet::Tunnels;
 use serde::{Deserialize, Serialize};
@@ -25,7 +27,8 @@ Examples:
     nagare-probe -i capture.pcap.zst --dump csv
     tcpdump -w - -i eth1 | nagare-probe -i - --dump json
 
-An interface must be a dedicated capture port (SPAN or tap): its frames are taken away from the host.
+A dedicated capture port (SPAN or tap) is captured from by XDP, which takes its frames away from the host. An interface that the host
+uses is metered in both directions and keeps working (--mode says which, and so does the log).
 Every long option is also a key of the TOML file of --config (without its dashes); the command line wins.
 RUST_LOG=debug makes the log say more.";
 
@@ -46,9 +49,10 @@ pub struct CommandLine {
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 #[allow(missing_docs)] // The lines below are the help that users read.
 pub struct Options {
-    /// Interface to capture on, or capture file (pcap, pcapng, also .gz .zst .bz2), or - for standard input
+    /// Interface to capture on (several: -i eth1 -i eth2), or capture file (pcap, pcapng, also .gz .zst .bz2), or - for standard input
     #[arg(short, long, value_name = "IFACE|FILE|-")]
-    pub interface: Option<String>,
+    #[serde(deserialize_with = "one_or_more")]
+    pub interface: Vec<String>,
     /// Collector to export to: tls://HOST[:PORT], tcp://… or udp://… (default ports 4740, 4739)
     #[arg(short = 'n', long, value_name = "URL")]
     pub collector: Option<Endpoint>,
@@ -78,13 +82,31 @@ pub struct Options {
     /// Cores to pin the workers to, like 2,3 [default: the last ones]
     #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "Capture")]
     pub cores: Vec<usize>,
-    /// Capture even where the host uses the interface: its frames are consumed, the host is cut off
+    /// How interfaces are captured from [default: auto]
+    #[arg(long, value_name = "MODE", help_heading = "Capture")]
+    pub mode: Option<Mode>,
+    /// Capture as mirror even where the host uses the interface: its frames are consumed, the host is cut off
     #[arg(long, help_heading = "Capture")]
     pub force: bool,
-    /// Frames that each AF_XDP ring holds, a power of two [default: 4096]
+    /// Octets of each frame that are captured; lengths stay those on the wire [default: 256]
+    #[arg(short = 's', long, value_name = "OCTETS", help_heading = "Capture")]
+    pub snaplen: Option<u32>,
+    /// Let a worker without frames drive the interface's queue itself (mirror): less delay and fewer interrupts, more CPU
+    #[arg(long, help_heading = "Capture")]
+    pub busy_poll: bool,
+    /// Frames that each ring holds, a power of two [default: 4096]
     #[arg(long, value_name = "N", help_heading = "Capture")]
     pub ring_frames: Option<u32>,
 
+    /// Meter only packets that pass, like 'tcp port 443 and not net 10.0.0.0/8' (host, net, port, portrange, proto, vlan, src, dst, …)
+    #[arg(short = 'f', long, value_name = "TERMS", help_heading = "Metering")]
+    pub filter: Option<String>,
+    /// Meter one in N, chosen as --sampling-by says; the rate is exported, so that collectors can multiply
+    #[arg(long, value_name = "1:N", help_heading = "Metering")]
+    pub sampling: Option<Rate>,
+    /// What is sampled: flows (with all their packets) or packets [default: flow]
+    #[arg(long, value_name = "WHAT", help_heading = "Metering")]
+    pub sampling_by: Option<SamplingChoice>,
     /// What is measured and exported: basic (counters), full (everything), a FILE of field names, or help to list them [default: basic]
     #[arg(long, value_name = "basic|full|FILE", help_heading = "Metering")]
     pub template: Option<String>,
@@ -153,11 +175,35 @@ impl From<TunnelChoice> for Tunnels {
     }
 }
 
+/// `--sampling-by`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SamplingChoice {
+    /// Flows, by their hash, with all their packets: what is exported of them is exact
+    Flow,
+    /// Packets, one of each N at random
+    Packet,
+}
+
+/// A key of the file with one value or a list of them.
+fn one_or_more<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMore {
+        One(String),
+        More(Vec<String>),
+    }
+    Ok(match OneOrMore::deserialize(deserializer)? {
+        OneOrMore::One(one) => vec![one],
+        OneOrMore::More(more) => more,
+    })
+}
+
 /// Where frames come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
-    /// A network interface.
-    Interface(String),
+    /// Network interfaces.
+    Interfaces(Vec<String>),
     /// A capture file; `-` is standard input.
     File(PathBuf),
 }
@@ -182,8 +228,12 @@ pub struct Plan {
     pub tls: ClientTls,
     pub workers: usize,
     pub cores: Vec<usize>,
+    pub mode: Mode,
     pub force: bool,
+    pub snaplen: u32,
+    pub busy_poll: bool,
     pub ring_frames: u32,
+    pub selection: Selection,
     pub limits: CacheLimits,
     pub tunnels: Tunnels,
     pub domain: u32,
@@ -214,6 +264,26 @@ impl From<OptionsError> for PlanError {
     fn from(error: OptionsError) -> PlanError {
         PlanError(error.to_string())
     }
+}
+
+/// Observation Points that a flow can tell apart.
+const INTERFACES_MAX: usize = 15;
+/// What a frame of AF_XDP's memory holds.
+const SNAPLEN_MAX: u32 = 1776;
+
+fn is_interface(name: &str) -> bool {
+    name != "-" && !name.contains('/') && std::path::Path::new("/sys/class/net").join(name).exists()
+}
+
+fn file(name: &str) -> Result<Input, PlanError> {
+    let path = PathBuf::from(name);
+    if name != "-" && !name.contains('/') && !path.exists() {
+        let interfaces = crate::capture::guard::interfaces().join(", ");
+        return Err(PlanError(format!(
+            "-i {name} is neither an interface of this machine ({interfaces}) nor a file in this directory"
+        )));
+    }
+    Ok(Input::File(path))
 }
 
 /// Cores that a probe may name; a bound for hostile values, not for machines.
@@ -252,6 +322,11 @@ impl Options {
         if !ring_frames.is_power_of_two() || !(64..=1 << 16).contains(&ring_frames) {
             return Err(PlanError(format!("--ring-frames {ring_frames} is not a power of two between 64 and 65536")));
         }
+        let snaplen = self.snaplen.unwrap_or(256);
+        if !(64..=SNAPLEN_MAX).contains(&snaplen) {
+            return Err(PlanError(format!("--snaplen {snaplen} is not between 64 and {SNAPLEN_MAX} octets")));
+        }
+        let selection = self.selection()?;
         let mtu = self.mtu.unwrap_or(1280);
         if !(576..=65_535).contains(&mtu) {
             return Err(PlanError(format!("--mtu {mtu} is not between 576 and 65535 octets")));
@@ -268,8 +343,12 @@ impl Options {
             tls: self.tls()?,
             workers,
             cores: self.cores,
+            mode: self.mode.unwrap_or_default(),
             force: self.force,
+            snaplen,
+            busy_poll: self.busy_poll,
             ring_frames,
+            selection,
             limits,
             tunnels,
             domain: self.observation_domain.unwrap_or(1),
@@ -285,23 +364,44 @@ impl Options {
         })
     }
 
-    /// A name of an interface is one; anything else is a file.
-    fn input(&self) -> Result<Input, PlanError> {
-        let Some(name) = &self.interface else {
-            return Err(PlanError("-i is missing: name an interface, a capture file, or - for standard input".into()));
+    fn selection(&self) -> Result<Selection, PlanError> {
+        let filter = self.filter.as_deref().map(str::parse).transpose();
+        let filter = filter.map_err(|error: String| PlanError(format!("--filter: {error}")))?;
+        let of = match (self.sampling_by, self.sampling) {
+            (Some(_), None) => return Err(PlanError("--sampling-by needs --sampling 1:N".into())),
+            (Some(SamplingChoice::Packet), _) => SamplingOf::Packets,
+            _ => SamplingOf::Flows,
         };
-        let path = PathBuf::from(name);
-        let plain_name = name != "-" && !name.contains('/');
-        if plain_name && std::path::Path::new("/sys/class/net").join(name).exists() {
-            return Ok(Input::Interface(name.clone()));
+        Ok(Selection { filter, sampling: self.sampling.map(|rate| Sampling { of, one_in: rate.0 }) })
+    }
+
+    /// A name of an interface is one; anything else is a file, and then the only one.
+    fn input(&self) -> Result<Input, PlanError> {
+        let (first, more) = self.interface.split_first().ok_or_else(|| {
+            PlanError("-i is missing: name an interface, a capture file, or - for standard input".into())
+        })?;
+        if more.is_empty() && !is_interface(first) {
+            return file(first);
         }
-        if plain_name && !path.exists() {
-            let interfaces = crate::capture::guard::interfaces().join(", ");
+        for (index, name) in self.interface.iter().enumerate() {
+            if !is_interface(name) {
+                let existing = crate::capture::guard::interfaces().join(", ");
+                return Err(PlanError(format!(
+                    "-i {name} is no interface of this machine ({existing}): only interfaces are captured \
+                                              from together"
+                )));
+            }
+            if self.interface[..index].contains(name) {
+                return Err(PlanError(format!("-i {name} is named twice")));
+            }
+        }
+        if self.interface.len() > INTERFACES_MAX {
             return Err(PlanError(format!(
-                "-i {name} is neither an interface of this machine ({interfaces}) nor a file in this directory"
+                "-i: {} interfaces, a probe takes {INTERFACES_MAX} at most",
+                self.interface.len()
             )));
         }
-        Ok(Input::File(path))
+        Ok(Input::Interfaces(self.interface.clone()))
     }
 
     fn destination(&self) -> Result<Destination, PlanError> {
@@ -377,6 +477,12 @@ mod tests {
             ("-i lo --dump csv --cores 9999", "--cores 9999"),
             ("-i lo --dump csv --ring-frames 100", "power of two"),
             ("-i lo --collector udp://127.0.0.1 --template full --mtu 600", "export fewer fields"),
+            ("-i lo -i lo --dump csv", "named twice"),
+            ("-i lo -i no-such-thing --dump csv", "no interface of this machine"),
+            ("-i lo --dump csv --snaplen 20", "between 64"),
+            ("-i lo --dump csv --sampling-by flow", "needs --sampling"),
+            ("-i lo --dump csv --filter tpc", "begins no term"),
+            ("-i lo --dump csv --sampling 3", "no rate like"),
             ("-i lo --dump csv --template no-such-file", "basic, full, help"),
         ] {
             let refusal = plan(arguments).map(|_| ()).unwrap_err();

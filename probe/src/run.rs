@@ -1,10 +1,9 @@
 //! Puts the probe together: source, workers, exporter, books; runs it; takes it apart in the right order.
 
-use crate::books::{CaptureBooks, ProbeBooks, When};
-use crate::capture::CaptureSource;
+use crate::books::{CaptureBooks, ProbeBooks, ReadCapture, When};
 use crate::capture::file::{FileCapture, FileOptions};
-use crate::capture::guard::refuse_unless_dedicated;
-use crate::capture::xdp::{XdpCapture, XdpOptions};
+use crate::capture::interfaces::{self, Interfaces};
+use crate::capture::{CaptureOptions, CaptureSource, InterfaceCapture, Share};
 use crate::counters::MeterCounters;
 use crate::exporter::output::{Dump, FileOutput};
 use crate::exporter::transport::{Session, SessionOptions};
@@ -46,7 +45,7 @@ pub struct Outcome {
 pub fn run(plan: &Plan, stop: &Stop) -> Result<Outcome, Box<dyn Error>> {
     match &plan.input {
         Input::File(path) => run_file(plan, &path.to_string_lossy(), stop),
-        Input::Interface(name) => run_interface(plan, name, stop),
+        Input::Interfaces(names) => run_interfaces(plan, names, stop),
     }
 }
 
@@ -65,7 +64,8 @@ fn run_file(plan: &Plan, path: &str, stop: &Stop) -> Result<Outcome, Box<dyn Err
         CaptureBooks { seen: file.packets, unsteered, workers, figures: Vec::new() }
     };
     let memory = vec![("capture file chunks".to_string(), FileCapture::memory_bytes() as u64)];
-    let probe = Probe { plan, label: path.to_string(), meters, capture: Box::new(books), memory };
+    let captures: Vec<(String, ReadCapture)> = vec![(path.to_string(), Box::new(books))];
+    let probe = Probe { plan, meters, captures, memory };
     let mut outcome = probe.run(sources, stop, true, || ())?;
     match capture.outcome() {
         Ok(summary) => log::info!("{path}: {} packets read", summary.packets),
@@ -74,18 +74,36 @@ fn run_file(plan: &Plan, path: &str, stop: &Stop) -> Result<Outcome, Box<dyn Err
     Ok(outcome)
 }
 
-fn run_interface(plan: &Plan, name: &str, stop: &Stop) -> Result<Outcome, Box<dyn Error>> {
-    refuse_unless_dedicated(name, plan.force)?;
-    let seed = ahash::RandomState::new().hash_one(name) as u32;
-    let options = XdpOptions { ring_frames: plan.ring_frames, seed, tunnels: plan.tunnels, ..XdpOptions::default() };
-    let mut capture = XdpCapture::open(name, plan.workers, &options)?;
-    log::info!("{}", capture.startup_line());
-    let sources = capture.take_sources();
-    let meter = capture.meter();
-    let memory = vec![("AF_XDP frames and rings".to_string(), capture.memory_bytes() as u64)];
-    let meters = meters(plan.workers);
-    let probe = Probe { plan, label: name.to_string(), meters, capture: Box::new(move || meter.books()), memory };
-    probe.run(sources, stop, false, || capture.detach())
+fn run_interfaces(plan: &Plan, names: &[String], stop: &Stop) -> Result<Outcome, Box<dyn Error>> {
+    let seed = ahash::RandomState::new().hash_one(names) as u32;
+    let mut opened: Vec<Box<dyn InterfaceCapture>> = Vec::new();
+    for (number, name) in (1..).zip(names) {
+        let options = CaptureOptions {
+            number,
+            workers: plan.workers as u32,
+            seed,
+            tunnels: plan.tunnels,
+            snaplen: plan.snaplen,
+            ring_frames: plan.ring_frames,
+            busy_poll: plan.busy_poll,
+            ..CaptureOptions::default()
+        };
+        let capture = interfaces::open(name, plan.mode, plan.force, &options).map_err(|error| error.to_string())?;
+        log::info!("{}", capture.startup_line());
+        opened.push(capture);
+    }
+    let mut shares: Vec<Vec<Share>> = (0..plan.workers).map(|_| Vec::new()).collect();
+    for capture in &mut opened {
+        shares.iter_mut().zip(capture.take_shares()).for_each(|(of_worker, share)| of_worker.push(share));
+    }
+    let captures = names.iter().cloned().zip(opened.iter().map(|capture| capture.books())).collect();
+    let memory = names.iter().zip(&opened).map(|(name, capture)| {
+        let (what, bytes) = capture.memory();
+        (if names.len() == 1 { what.to_string() } else { format!("{what} of {name}") }, bytes)
+    });
+    let probe = Probe { plan, meters: meters(plan.workers), captures, memory: memory.collect() };
+    let sources = shares.into_iter().map(Interfaces::new).collect();
+    probe.run(sources, stop, false, || opened.iter_mut().for_each(|capture| capture.detach()))
 }
 
 fn meters(workers: usize) -> Vec<Arc<MeterCounters>> {
@@ -95,9 +113,8 @@ fn meters(workers: usize) -> Vec<Arc<MeterCounters>> {
 /// What a probe is made of, but for its sources.
 struct Probe<'a> {
     plan: &'a Plan,
-    label: String,
     meters: Vec<Arc<MeterCounters>>,
-    capture: Box<dyn Fn() -> CaptureBooks + Send + Sync>,
+    captures: Vec<(String, ReadCapture)>,
     memory: Vec<(String, u64)>,
 }
 
@@ -115,8 +132,7 @@ impl Probe<'_> {
         let rings: Vec<_> = sources.iter().map(|_| Arc::new(RecordRing::new(RING_RECORDS))).collect();
         let memory = self.memory();
         let books = Arc::new(ProbeBooks {
-            interface: self.label,
-            capture: self.capture,
+            captures: self.captures,
             frames_max: FRAMES_MAX,
             records_max: (rings.len() * RING_RECORDS + plan.records_max) as u64 + UNACKNOWLEDGED_MAX,
             meters: self.meters.clone(),
@@ -128,6 +144,7 @@ impl Probe<'_> {
         let exporter =
             Exporter::new(options, output, scheme, rings.clone(), books.clone(), stop.clone(), (poll, &handles));
         let exporter = std::thread::Builder::new().name("exporter".into()).spawn(move || exporter.run())?;
+        let selection_seed = ahash::RandomState::new().hash_one("selection");
         let mut workers = Vec::new();
         for ((index, source), (ring, counters)) in
             sources.into_iter().enumerate().zip(rings.into_iter().zip(self.meters))
@@ -135,6 +152,7 @@ impl Probe<'_> {
             let parts = WorkerParts {
                 limits: plan.limits,
                 tunnels: plan.tunnels,
+                selection: (plan.selection.clone(), selection_seed),
                 ring,
                 counters,
                 waits: is_file,
@@ -144,7 +162,7 @@ impl Probe<'_> {
             };
             workers.push(spawn_worker(index, plan, source, parts)?);
         }
-        ready(&format!("metering {}", books.interface));
+        ready(&format!("metering {}", books.label()));
         look_after(&workers, &exporter, stop, is_file);
         stopping();
         detach();
@@ -198,6 +216,7 @@ fn exporter_options(plan: &Plan, is_file: bool) -> ExporterOptions {
         books_interval: plan.books_interval,
         template_interval: plan.template_interval,
         template: plan.template.clone(),
+        sampling: plan.selection.sampling,
         mtu: plan.mtu,
         waits: is_file,
     }

@@ -118,6 +118,252 @@ pub fn xdp_statistics(socket: impl AsFd) -> io::Result<XdpStatistics> {
     })
 }
 
+/// Sets a socket option to a plain value.
+fn set_option<T>(socket: impl AsFd, level: i32, name: i32, value: &T) -> io::Result<()> {
+    // SAFETY: the pointer and the length are those of `value`, which lives to the end of the call; the kernel only reads it.
+    let outcome = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            level,
+            name,
+            std::ptr::from_ref(value).cast(),
+            size_of::<T>() as libc::socklen_t,
+        )
+    };
+    if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Lets whoever waits for a socket drive the queue that it is bound to, for up to 20 microseconds at a time.
+///
+/// # Errors
+/// On kernels before 5.11, or without `CAP_NET_ADMIN`.
+pub fn prefer_busy_poll(socket: impl AsFd) -> io::Result<()> {
+    let (on, microseconds, budget): (i32, i32, i32) = (1, 20, 64);
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_PREFER_BUSY_POLL, &on)?;
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_BUSY_POLL, &microseconds)?;
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_BUSY_POLL_BUDGET, &budget)
+}
+
+/// Drives the queue of a socket that prefers it.
+pub fn busy_poll(socket: impl AsFd) {
+    // SAFETY: no buffer is given, so nothing is written. That there is nothing to read is no error here.
+    unsafe { libc::recv(socket.as_fd().as_raw_fd(), std::ptr::null_mut(), 0, libc::MSG_DONTWAIT) };
+}
+
+/// A packet of AF_PACKET, in its ring.
+pub struct RingPacket<'a> {
+    /// What was captured of it.
+    pub octets: &'a [u8],
+    /// Octets that it has on the wire.
+    pub length: u32,
+    /// When, nanoseconds since 1970.
+    pub time_ns: u64,
+}
+
+/// An AF_PACKET socket with a ring of blocks (TPACKET_V3; the kernel's packet_mmap.rst describes it).
+pub struct PacketRing {
+    socket: socket2::Socket,
+    memory: *mut u8,
+    block_octets: usize,
+    blocks: usize,
+    /// The block that is read, and how many of its packets are left, from which octet on; none where it is the kernel's.
+    block: usize,
+    left: u32,
+    at: usize,
+}
+
+// SAFETY: it owns its memory as a Box does.
+unsafe impl Send for PacketRing {}
+
+impl PacketRing {
+    /// A ring of `blocks` blocks for an interface; a block that is not full is handed over after `retire_ms` milliseconds. No packet
+    /// comes before [`accept_packets`].
+    ///
+    /// # Errors
+    /// The kernel's: `EPERM` without `CAP_NET_RAW`, `ENOMEM` for too much memory.
+    pub fn open(ifindex: u32, block_octets: u32, blocks: u32, retire_ms: u32) -> io::Result<PacketRing> {
+        let socket = socket2::Socket::new(socket2::Domain::PACKET, socket2::Type::RAW, None)?;
+        accept_packets(&socket, 0)?;
+        set_option(&socket, libc::SOL_PACKET, libc::PACKET_VERSION, &libc::tpacket_versions::TPACKET_V3)?;
+        // Room for a VLAN tag that the kernel has taken off.
+        set_option(&socket, libc::SOL_PACKET, libc::PACKET_RESERVE, &(VLAN_TAG as u32))?;
+        let frame_octets = 2048;
+        let request = libc::tpacket_req3 {
+            tp_block_size: block_octets,
+            tp_block_nr: blocks,
+            tp_frame_size: frame_octets,
+            tp_frame_nr: block_octets / frame_octets * blocks,
+            tp_retire_blk_tov: retire_ms,
+            tp_sizeof_priv: 0,
+            tp_feature_req_word: 0,
+        };
+        set_option(&socket, libc::SOL_PACKET, libc::PACKET_RX_RING, &request)?;
+        let (block_octets, blocks) = (block_octets as usize, blocks as usize);
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping of the ring that the kernel has just made, of its size.
+        let memory = unsafe {
+            libc::mmap(std::ptr::null_mut(), block_octets * blocks, access, libc::MAP_SHARED, socket.as_raw_fd(), 0)
+        };
+        if memory == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let ring = PacketRing { socket, memory: memory.cast(), block_octets, blocks, block: 0, left: 0, at: 0 };
+        // SAFETY: all zeroes are a value of this C structure of integers.
+        let mut address: libc::sockaddr_ll = unsafe { zeroed() };
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+        address.sll_ifindex = libc::c_int::try_from(ifindex).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: the pointer and the length are those of `address`, which lives to the end of the call.
+        let outcome = unsafe {
+            libc::bind(
+                ring.socket.as_raw_fd(),
+                (&raw const address).cast(),
+                size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+            )
+        };
+        if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(ring) }
+    }
+
+    fn header(&self) -> *mut libc::tpacket_hdr_v1 {
+        // SAFETY: `block` is below `blocks`, so the block is within the mapping; its header follows two words.
+        unsafe {
+            &raw mut (*self.memory.add(self.block * self.block_octets).cast::<libc::tpacket_block_desc>()).hdr.bh1
+        }
+    }
+
+    fn status(&self) -> &std::sync::atomic::AtomicU32 {
+        // SAFETY: the word is aligned, within the mapping, and shared with the kernel, which changes it atomically.
+        unsafe { std::sync::atomic::AtomicU32::from_ptr(&raw mut (*self.header()).block_status) }
+    }
+
+    /// Whether a packet can be taken now.
+    pub fn is_ready(&self) -> bool {
+        self.left > 0 || self.status().load(std::sync::atomic::Ordering::Acquire) & libc::TP_STATUS_USER != 0
+    }
+
+    /// Hands up to `budget` packets to `each`, with the VLAN tags that the kernel has taken off where `tags`; gives their number.
+    pub fn take(&mut self, budget: usize, tags: bool, mut each: impl FnMut(RingPacket<'_>)) -> usize {
+        let mut taken = 0;
+        while taken < budget && self.enter_block() {
+            while taken < budget && self.left > 0 {
+                taken += 1;
+                // What is read next is known before the closure runs, which may panic.
+                let packet = self.next(tags);
+                each(packet);
+            }
+            if self.left == 0 {
+                self.status().store(libc::TP_STATUS_KERNEL, std::sync::atomic::Ordering::Release);
+                self.block = (self.block + 1) % self.blocks;
+            }
+        }
+        taken
+    }
+
+    /// Whether there is a block with packets to be read.
+    fn enter_block(&mut self) -> bool {
+        while self.left == 0 {
+            if !self.is_ready() {
+                return false;
+            }
+            // SAFETY: the block is ours until its status says otherwise, and the kernel wrote its header before.
+            let header = unsafe { &*self.header() };
+            (self.left, self.at) = (header.num_pkts, header.offset_to_first_pkt as usize);
+            if self.left == 0 {
+                // The kernel gives back blocks that it closed without a packet.
+                self.status().store(libc::TP_STATUS_KERNEL, std::sync::atomic::Ordering::Release);
+                self.block = (self.block + 1) % self.blocks;
+            }
+        }
+        true
+    }
+
+    fn next(&mut self, tags: bool) -> RingPacket<'_> {
+        let block = self.block * self.block_octets;
+        // SAFETY: the kernel wrote this header within the block, which is ours now.
+        let (start, header) = unsafe {
+            let start = self.memory.add(block + self.at);
+            (start, &*start.cast::<libc::tpacket3_hdr>())
+        };
+        self.left -= 1;
+        self.at += header.tp_next_offset as usize;
+        let (mut from, mut captured, mut length) =
+            (usize::from(header.tp_mac), header.tp_snaplen as usize, header.tp_len);
+        if tags && header.tp_status & libc::TP_STATUS_VLAN_VALID != 0 && captured >= MACS {
+            let kind = match header.hv1.tp_vlan_tpid {
+                0 => 0x8100,
+                kind => kind,
+            };
+            let tag = [kind.to_be_bytes(), (header.hv1.tp_vlan_tci as u16).to_be_bytes()].concat();
+            from -= VLAN_TAG;
+            // SAFETY: the reserve makes room for the tag before the frame, in a block that is ours: the addresses move to the
+            // front of it.
+            unsafe {
+                std::ptr::copy(start.add(from + VLAN_TAG), start.add(from), MACS);
+                std::ptr::copy_nonoverlapping(tag.as_ptr(), start.add(from + MACS), VLAN_TAG);
+            }
+            (captured, length) = (captured + VLAN_TAG, length + VLAN_TAG as u32);
+        }
+        RingPacket {
+            // SAFETY: the kernel copied so many octets there, and the block is ours until the caller has looked at them.
+            octets: unsafe { std::slice::from_raw_parts(start.add(from), captured) },
+            length,
+            time_ns: u64::from(header.tp_sec) * 1_000_000_000 + u64::from(header.tp_nsec),
+        }
+    }
+}
+
+/// Octets of the two addresses of an Ethernet frame, and of a VLAN tag after them.
+const MACS: usize = 12;
+const VLAN_TAG: usize = 4;
+
+impl AsFd for PacketRing {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for PacketRing {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `open`, and nobody has a reference into it any more.
+        unsafe { libc::munmap(self.memory.cast(), self.block_octets * self.blocks) };
+    }
+}
+
+/// Makes an AF_PACKET socket take the first `octets` of each packet; 0: nothing at all.
+///
+/// # Errors
+/// The kernel's.
+pub fn accept_packets(socket: impl AsFd, octets: u32) -> io::Result<()> {
+    // A classic BPF program of one instruction: "return so many".
+    let mut code = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: octets };
+    let program = libc::sock_fprog { len: 1, filter: &raw mut code };
+    set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
+}
+
+/// Joins sockets to a group of which each packet goes to one, chosen by a BPF program.
+///
+/// # Errors
+/// The kernel's.
+pub fn join_fanout(socket: impl AsFd, group: u16, program: impl AsFd) -> io::Result<()> {
+    let group = u32::from(group) | libc::PACKET_FANOUT_EBPF << 16;
+    set_option(&socket, libc::SOL_PACKET, libc::PACKET_FANOUT, &group)?;
+    set_option(&socket, libc::SOL_PACKET, libc::PACKET_FANOUT_DATA, &program.as_fd().as_raw_fd())
+}
+
+/// Packets that an AF_PACKET socket with a ring has had, those that were dropped included, and the dropped; since the last call.
+///
+/// # Errors
+/// Where `socket` has no such ring.
+pub fn packet_statistics(socket: impl AsFd) -> io::Result<(u32, u32)> {
+    let mut bytes = [0; size_of::<libc::tpacket_stats_v3>()];
+    let filled = socket_option(socket, libc::SOL_PACKET, libc::PACKET_STATISTICS, &mut bytes)?;
+    let at = |offset: usize| u32::from_ne_bytes(bytes[offset..offset + 4].try_into().expect("four octets"));
+    match filled {
+        12.. => Ok((at(0), at(4))),
+        _ => Err(io::Error::other(format!("this kernel gives {filled} bytes of PACKET_STATISTICS"))),
+    }
+}
+
 /// Lets this process lock as much memory as it asks for, where it may: AF_XDP's frames are locked memory. A process that may
 /// not keeps its limit; if that is too low, reserving the frames says so.
 pub fn raise_memory_lock_limit() {

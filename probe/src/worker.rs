@@ -1,13 +1,14 @@
 //! A Metering Process: one worker per core, from a capture source through the flow cache to the ring of the exporter.
 
 use crate::cache::{CacheLimits, FlowCache};
-use crate::capture::{CaptureSource, Frame};
+use crate::capture::CaptureSource;
 use crate::counters::{MeterCounters, Tally};
+use crate::select::{Selection, Selector, Verdict};
 use crossbeam_queue::ArrayQueue;
 use nagare_service::run::Stop;
 use nagare_wire::flow::FlowRecord;
 use nagare_wire::fragment::FragmentTable;
-use nagare_wire::observation::{Captured, Observation, Observer};
+use nagare_wire::observation::{Observation, Observer};
 use nagare_wire::packet::{Ignore, Tunnels};
 use std::io;
 use std::sync::Arc;
@@ -58,6 +59,8 @@ pub struct WorkerParts {
     pub limits: CacheLimits,
     /// Which packet of a tunnelled one makes the flow.
     pub tunnels: Tunnels,
+    /// Which packets are metered; the seed is the same for all workers.
+    pub selection: (Selection, u64),
     /// Where records go.
     pub ring: Arc<RecordRing>,
     /// What it counts.
@@ -77,6 +80,7 @@ pub struct Worker<S> {
     source: S,
     cache: FlowCache,
     observer: Observer,
+    selector: Selector,
     batch: Box<[Observation; BATCH]>,
     parts: WorkerParts,
     finish: Finish,
@@ -90,6 +94,7 @@ impl<S: CaptureSource> Worker<S> {
             source,
             cache: FlowCache::new(parts.limits),
             observer: Observer::new(parts.tunnels, parts.limits.measure, FragmentTable::new(DATAGRAMS, seed)),
+            selector: Selector::new(parts.selection.0.clone(), parts.selection.1),
             batch: Box::new([Observation::default(); BATCH]),
             finish: Finish(parts.ring.clone()),
             parts,
@@ -119,23 +124,35 @@ impl<S: CaptureSource> Worker<S> {
         // Where expiry is behind, the worker does not wait for frames: flows that end without traffic must not queue up.
         let mut wait = WAIT;
         loop {
-            let Worker { source, observer, batch, parts, .. } = self;
+            let Worker { source, observer, selector, batch, parts, .. } = self;
             if parts.stop.as_ref().is_some_and(Stop::is_set) {
                 return Ok(());
             }
-            let mut taken = 0;
+            let (mut taken, mut packets) = (0, 0);
             let mut ignored = [0u64; Ignore::ALL.len()];
-            let received =
-                source.receive(BATCH, wait, |frame| match observer.observe(&captured(&frame), &mut batch[taken]) {
-                    Ok(()) => taken += 1,
-                    Err(ignore) => ignored[ignore as usize] += 1,
-                });
+            let (takes_all, mut filtered, mut not_sampled) = (selector.takes_all(), 0, 0);
+            let received = source.receive(BATCH, wait, |frame| match observer.observe(&frame, &mut batch[taken]) {
+                Ok(()) => {
+                    let verdict = if takes_all { Verdict::Metered } else { selector.verdict(&batch[taken]) };
+                    let count = u64::from(frame.packets);
+                    match verdict {
+                        Verdict::Metered => (taken, packets) = (taken + 1, packets + count),
+                        Verdict::Filtered => filtered += count,
+                        Verdict::NotSampled => not_sampled += count,
+                    }
+                }
+                Err(ignore) => ignored[ignore as usize] += u64::from(frame.packets),
+            });
             // Frames that came before the source failed count, too. Upstream first: whoever reads downstream first never sees
             // more metered than received.
             let batch = &mut batch[..taken];
-            parts.counters.received.add(taken as u64 + ignored.iter().sum::<u64>());
+            parts.counters.received.add(packets + filtered + not_sampled + ignored.iter().sum::<u64>());
             parts.counters.octets.add(batch.iter().map(|packet| u64::from(packet.octets)).sum());
-            parts.counters.metered.add(taken as u64);
+            parts.counters.metered.add(packets);
+            if !takes_all {
+                parts.counters.filtered.add(filtered);
+                parts.counters.not_sampled.add(not_sampled);
+            }
             for (counter, count) in parts.counters.ignored.iter().zip(ignored).filter(|(_, count)| *count > 0) {
                 counter.add(count);
             }
@@ -162,11 +179,6 @@ impl<S: CaptureSource> Worker<S> {
     }
 }
 
-fn captured<'a>(frame: &Frame<'a>) -> Captured<'a> {
-    let Frame { time_ns, bytes, wire_len, link } = *frame;
-    Captured { link, bytes, wire_length: wire_len, time_ns, interface: 1 }
-}
-
 /// Puts a record into the ring, or counts it where the ring is full.
 fn hand_over(parts: &WorkerParts, mut record: FlowRecord) {
     let tally = Tally::of(&record);
@@ -186,7 +198,7 @@ fn hand_over(parts: &WorkerParts, mut record: FlowRecord) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::Received;
+    use crate::capture::{Frame, Received};
     use nagare_wire::packet::LinkType;
 
     /// Hands on an IPv4 packet and a frame that is none, then fails.
@@ -196,7 +208,7 @@ mod tests {
         fn receive(&mut self, _: usize, _: Duration, mut each: impl FnMut(Frame<'_>)) -> io::Result<Received> {
             let packet = [0x45, 0, 0, 20, 0, 0, 0, 0, 64, 89, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
             for bytes in [&packet[..], &packet[..7]] {
-                each(Frame { time_ns: 1, bytes, wire_len: 20, link: LinkType::RawIp });
+                each(Frame { link: LinkType::RawIp, bytes, wire_length: 20, time_ns: 1, interface: 1, packets: 1 });
             }
             Err(io::Error::other("unplugged"))
         }
@@ -215,6 +227,7 @@ mod tests {
                 outer: false,
             },
             tunnels: Tunnels::Outer,
+            selection: (Selection::default(), 0),
             ring: ring.clone(),
             counters: counters.clone(),
             waits: false,

@@ -29,7 +29,7 @@ fn plan(text: &str) -> String {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let file = directory.path().join("probe.toml");
     std::fs::write(&file, text).expect("written");
-    let options = Options { interface: Some("lo".into()), ..Options::default() };
+    let options = Options { interface: vec!["lo".into()], ..Options::default() };
     let plan = CommandLine { config: Some(file), options }.plan();
     format!("{:?}", plan.expect("the example is valid"))
 }

@@ -186,7 +186,14 @@ impl CaptureSource for Panics {
         self.0 -= 1;
         let bytes = rig::packet(self.0);
         let time_ns = u64::from(1000 - self.0) * 1_000_000_000;
-        each(Frame { time_ns, bytes: &bytes, wire_len: 64, link: nagare_wire::packet::LinkType::Ethernet });
+        each(Frame {
+            link: nagare_wire::packet::LinkType::Ethernet,
+            bytes: &bytes,
+            wire_length: 64,
+            time_ns,
+            interface: 1,
+            packets: 1,
+        });
         Ok(Received { frames: 1, now_ns: time_ns, end: false })
     }
 }
@@ -204,6 +211,8 @@ fn a_worker_that_panics_is_missed_and_its_records_still_go_out() {
         outer: false,
     };
     let parts = WorkerParts {
+        tunnels: nagare_wire::packet::Tunnels::Outer,
+        selection: Default::default(),
         limits,
         ring: rig.ring.clone(),
         counters: rig.meter.clone(),

@@ -66,7 +66,11 @@ fn drain(mut source: FileSource) -> (Vec<Packet>, Vec<LinkType>) {
         let received = source
             .receive(64, Duration::from_millis(100), |frame| {
                 links.push(frame.link);
-                packets.push(Packet { time_ns: frame.time_ns, wire_len: frame.wire_len, bytes: frame.bytes.to_vec() });
+                packets.push(Packet {
+                    time_ns: frame.time_ns,
+                    wire_len: frame.wire_length,
+                    bytes: frame.bytes.to_vec(),
+                });
             })
             .expect("a file source has no errors of its own");
         assert_eq!(received.frames, packets.len() - before);

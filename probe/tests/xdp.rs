@@ -1,150 +1,35 @@
 //! AF_XDP on a real veth pair in a network namespace: every frame arrives or is in the books, and the interface is put back.
 
-use nagare_ebpf::{Generator, Program};
+use nagare_ebpf::Generator;
+use nagare_probe::capture::clock::now_ns;
 use nagare_probe::capture::guard::{interface_index, refuse_unless_dedicated};
-use nagare_probe::capture::xdp::{XdpCapture, XdpOptions, XdpSource};
-use nagare_probe::capture::{CaptureSource, Frame};
+use nagare_probe::capture::interfaces::Interfaces;
+use nagare_probe::capture::xdp::XdpCapture;
+use nagare_probe::capture::{CaptureOptions, CaptureSource, Frame, InterfaceCapture, Share};
 use nagare_wire::flow::FlowKey;
 use nagare_wire::packet::{Tunnels, decode};
 use nagare_wire::steer;
-use nix::sched::{CloneFlags, setns, unshare};
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::os::fd::AsRawFd;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The captured end of the pair, and the sending one.
-const TAP: &str = "tap0";
-const SENDER: &str = "send0";
-const SEED: u32 = 0xfeed;
-
-/// A network namespace with a veth pair, for one test at a time; removed on drop.
-struct Wire {
-    namespace: String,
-    _turn: File,
-}
-
-impl Wire {
-    /// `None`, with the reason printed, where this machine does not permit it.
-    fn new(queues: u32) -> Option<Wire> {
-        static NUMBER: AtomicUsize = AtomicUsize::new(0);
-        let turn =
-            File::create(std::env::temp_dir().join(format!("nagare-xdp-test-{}.lock", nix::unistd::getuid()))).unwrap();
-        turn.lock().unwrap();
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let namespace = format!("ng-a-{}-{number}", std::process::id());
-        let permitted = Program::load(SEED, 1, 1, 64).map_err(|error| error.to_string());
-        if let Err(reason) = permitted.and_then(|_| ip(&["netns", "add", &namespace])) {
-            println!("skipped: XDP in a network namespace: {reason}");
-            assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "nothing may be skipped where CI=true");
-            return None;
-        }
-        let wire = Wire { namespace, _turn: turn };
-        // The kernel's own IPv6 packets would disturb the counts.
-        wire.enter(|| std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1")).ok();
-        let queues = queues.to_string();
-        let side = ["numrxqueues", &queues, "numtxqueues", &queues];
-        wire.ip(&[&["link", "add", TAP], &side[..], &["type", "veth", "peer", "name", SENDER], &side].concat());
-        wire.ip(&["link", "set", TAP, "up"]);
-        wire.ip(&["link", "set", SENDER, "up"]);
-        Some(wire)
-    }
-
-    fn ip(&self, arguments: &[&str]) -> String {
-        ip(&[&["-n", &self.namespace], arguments].concat()).unwrap()
-    }
-
-    /// What `ip -d link` says of the captured end.
-    fn tap(&self) -> String {
-        self.ip(&["-d", "link", "show", "dev", TAP])
-    }
-
-    /// Runs `work` on a thread inside the namespace, with a /sys that shows it.
-    fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                let namespace = File::open(format!("/run/netns/{}", self.namespace)).unwrap();
-                setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
-                unshare(CloneFlags::CLONE_NEWNS).unwrap();
-                mount("none", "/", None, libc::MS_SLAVE | libc::MS_REC);
-                mount("sysfs", "/sys", Some(c"sysfs"), 0);
-                work()
-            });
-            thread.join().unwrap_or_else(|panic| resume_unwind(panic))
-        })
-    }
-}
-
-impl Drop for Wire {
-    fn drop(&mut self) {
-        ip(&["netns", "del", &self.namespace]).ok();
-    }
-}
-
-fn ip(arguments: &[&str]) -> Result<String, String> {
-    let output = Command::new("ip").args(arguments).output().map_err(|error| error.to_string())?;
-    match output.status.success() {
-        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-    }
-}
-
-fn mount(source: &str, target: &str, kind: Option<&std::ffi::CStr>, flags: libc::c_ulong) {
-    let (source, target) = (std::ffi::CString::new(source).unwrap(), std::ffi::CString::new(target).unwrap());
-    let kind = kind.map_or(std::ptr::null(), std::ffi::CStr::as_ptr);
-    // SAFETY: all are strings that end in NUL, or null, and live to the end of the call.
-    let outcome = unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind, flags, std::ptr::null()) };
-    assert_eq!(outcome, 0, "mount {target:?}: {}", std::io::Error::last_os_error());
-}
-
-/// Sends whole frames out of the sending end.
-struct Sender(socket2::Socket);
-
-impl Sender {
-    fn new() -> Sender {
-        let socket = socket2::Socket::new(socket2::Domain::PACKET, socket2::Type::RAW, None).unwrap();
-        let index = interface_index(SENDER).unwrap();
-        // SAFETY: all zeroes are a value of this C structure of integers.
-        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        address.sll_family = libc::AF_PACKET as u16;
-        address.sll_ifindex = index as i32;
-        // SAFETY: the pointer and length are those of a valid `sockaddr_ll`.
-        let outcome = unsafe {
-            libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as u32)
-        };
-        assert_eq!(outcome, 0);
-        Sender(socket)
-    }
-
-    fn send(&self, frame: &[u8]) {
-        assert_eq!(self.0.send(frame).unwrap(), frame.len());
-    }
-}
-
-/// A UDP packet of one flow of many, in either direction: 64 octets with the frame check sequence.
-fn frame(flow: u16, back: bool) -> Vec<u8> {
-    let (near, far) = ([10, 0, (flow >> 8) as u8, flow as u8], [192, 0, 2, 1]);
-    let (source, destination) = if back { (far, near) } else { (near, far) };
-    let (sport, dport) = if back { (443u16, 1024 + flow) } else { (1024 + flow, 443u16) };
-    let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x08, 0x00];
-    frame.extend([0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0, 0]);
-    frame.extend(source.into_iter().chain(destination));
-    frame.extend(sport.to_be_bytes().into_iter().chain(dport.to_be_bytes()).chain([0, 26, 0, 0]));
-    frame.resize(60, 0);
-    frame
-}
+mod wire;
+use wire::{SEED, SENDER, Sender, TAP, Wire, frame};
 
 fn key(frame: Frame<'_>) -> FlowKey {
-    decode(frame.link, frame.bytes, frame.wire_len, Tunnels::Outer).unwrap().key
+    decode(frame.link, frame.bytes, frame.wire_length, Tunnels::Outer).unwrap().key
 }
 
 /// Hands all frames of a source to `each` until the source ends; gives their number.
-fn drain(mut source: XdpSource, mut each: impl FnMut(Frame<'_>)) -> u64 {
+fn drain(share: Share, each: impl FnMut(Frame<'_>)) -> u64 {
+    drain_source(Interfaces::new(vec![share]), each)
+}
+
+fn drain_source(mut source: Interfaces, mut each: impl FnMut(Frame<'_>)) -> u64 {
     let mut frames = 0;
     loop {
         let received = source.receive(64, Duration::from_millis(50), &mut each).unwrap();
@@ -159,15 +44,15 @@ fn drain(mut source: XdpSource, mut each: impl FnMut(Frame<'_>)) -> u64 {
 fn assert_balanced(capture: &XdpCapture, received: &[u64]) {
     let meter = capture.meter();
     let (counters, losses) = (meter.counters().unwrap(), meter.losses().unwrap());
-    assert_eq!(counters.seen, counters.redirected.iter().sum::<u64>() + counters.no_socket, "{counters:?}");
+    assert_eq!(counters.seen, counters.steered.iter().sum::<u64>() + counters.lost, "{counters:?}");
     for (worker, loss) in losses.iter().enumerate() {
         let accounted = received[worker] + loss.rx_dropped + loss.rx_ring_full;
-        assert_eq!(counters.redirected[worker], accounted, "worker {worker}: {counters:?} {received:?} {losses:?}");
+        assert_eq!(counters.steered[worker], accounted, "worker {worker}: {counters:?} {received:?} {losses:?}");
     }
 }
 
-fn options() -> XdpOptions {
-    XdpOptions { seed: SEED, ..XdpOptions::default() }
+fn options() -> CaptureOptions {
+    CaptureOptions { seed: SEED, ..CaptureOptions::default() }
 }
 
 #[test]
@@ -178,10 +63,11 @@ fn every_frame_arrives_at_the_worker_of_its_conversation() {
     {
         let Some(wire) = Wire::new(queues) else { return };
         wire.enter(|| {
-            let mut capture = XdpCapture::open(TAP, workers, &XdpOptions { force_generic, ..options() }).unwrap();
+            let mut capture =
+                XdpCapture::open(TAP, &CaptureOptions { workers: workers as u32, force_generic, ..options() }).unwrap();
             println!("{}", capture.startup_line());
             assert_eq!(capture.queues(), queues);
-            let sources = capture.take_sources();
+            let sources = capture.take_shares();
             assert_eq!(sources.len(), workers);
             let results: Vec<(u64, BTreeMap<FlowKey, u64>)> = thread::scope(|scope| {
                 let threads: Vec<_> = sources
@@ -244,8 +130,8 @@ fn send_all(capture: &XdpCapture, flows: u16) {
 fn an_overload_is_in_the_books() {
     let Some(wire) = Wire::new(1) else { return };
     wire.enter(|| {
-        let mut capture = XdpCapture::open(TAP, 2, &XdpOptions { ring_frames: 256, ..options() }).unwrap();
-        let sources = capture.take_sources();
+        let mut capture = XdpCapture::open(TAP, &CaptureOptions { workers: 2, ring_frames: 256, ..options() }).unwrap();
+        let sources = capture.take_shares();
         let mut generator = Generator::load(&frame(0, false), 1000, interface_index(SENDER).unwrap()).unwrap();
         let received: Vec<u64> = thread::scope(|scope| {
             // One worker keeps up as it can, the other sleeps most of the time.
@@ -284,8 +170,8 @@ fn an_overload_is_in_the_books() {
 fn a_load_of_ten_thousand_flows_is_received() {
     let Some(wire) = Wire::new(1) else { return };
     wire.enter(|| {
-        let mut capture = XdpCapture::open(TAP, 1, &options()).unwrap();
-        let source = capture.take_sources().remove(0);
+        let mut capture = XdpCapture::open(TAP, &options()).unwrap();
+        let source = capture.take_shares().remove(0);
         let mut generator = Generator::load(&frame(0, false), 10_000, interface_index(SENDER).unwrap()).unwrap();
         let (frames, flows, seconds) = thread::scope(|scope| {
             let consumer = scope.spawn(|| {
@@ -311,15 +197,15 @@ fn a_load_of_ten_thousand_flows_is_received() {
 }
 
 #[test]
-fn packets_longer_than_a_frame_are_cut() {
+fn packets_are_cut_and_keep_their_length_and_time() {
     let Some(wire) = Wire::new(1) else { return };
     wire.ip(&["link", "set", SENDER, "mtu", "9000"]);
     wire.ip(&["link", "set", TAP, "mtu", "9000"]);
     wire.enter(|| {
-        let mut capture = XdpCapture::open(TAP, 2, &options()).unwrap();
-        // Drivers refuse native XDP with jumbo frames.
+        let mut capture = XdpCapture::open(TAP, &CaptureOptions { workers: 2, ..options() }).unwrap();
+        // A kernel that knows of packets in several buffers takes jumbo frames natively.
         println!("{}", capture.startup_line());
-        let mut sources = capture.take_sources();
+        let mut sources = capture.take_shares();
         let mut long = frame(7, false);
         long.resize(8014, 0);
         long[16..18].copy_from_slice(&8000u16.to_be_bytes());
@@ -331,12 +217,14 @@ fn packets_longer_than_a_frame_are_cut() {
             .drain(..)
             .map(|source| {
                 drain(source, |frame| {
-                    let observation = decode(frame.link, frame.bytes, frame.wire_len, Tunnels::Outer).unwrap();
-                    seen.push((frame.bytes.len(), observation.octets, observation.key.source_port));
+                    let observation = decode(frame.link, frame.bytes, frame.wire_length, Tunnels::Outer).unwrap();
+                    seen.push((frame.bytes.len(), frame.wire_length, observation.octets, observation.key.source_port));
+                    let age = now_ns().abs_diff(frame.time_ns);
+                    assert!((50_000_000..5_000_000_000).contains(&age), "stamped {age} ns ago, when it was taken from the ring?");
                 })
             })
             .collect();
-        assert_eq!(seen, [(1792, 8000, 1031)]);
+        assert_eq!(seen, [(256, 8014, 8000, 1031)]);
         assert_balanced(&capture, &received);
     });
 }
@@ -345,8 +233,8 @@ fn packets_longer_than_a_frame_are_cut() {
 fn frames_of_a_panicking_worker_are_not_lost() {
     let Some(wire) = Wire::new(1) else { return };
     wire.enter(|| {
-        let mut capture = XdpCapture::open(TAP, 1, &XdpOptions { ring_frames: 64, ..options() }).unwrap();
-        let mut source = capture.take_sources().remove(0);
+        let mut capture = XdpCapture::open(TAP, &CaptureOptions { ring_frames: 64, ..options() }).unwrap();
+        let mut source = Interfaces::new(capture.take_shares());
         let sender = Sender::new();
         let mut received = 0u64;
         // More frames than the UMEM has: each batch panics in its middle, and none may stay behind.
@@ -368,7 +256,7 @@ fn frames_of_a_panicking_worker_are_not_lost() {
             assert!(catch_unwind(AssertUnwindSafe(receive)).is_err());
         }
         capture.detach();
-        received += drain(source, |_| {});
+        received += drain_source(source, |_| {});
         assert_eq!(received, 40 * 16);
         assert_balanced(&capture, &[received]);
         assert_eq!(capture.meter().losses().unwrap()[0].rx_dropped, 0);
@@ -379,8 +267,8 @@ fn frames_of_a_panicking_worker_are_not_lost() {
 fn a_source_that_is_dropped_gives_its_frames_to_the_others() {
     let Some(wire) = Wire::new(1) else { return };
     wire.enter(|| {
-        let mut capture = XdpCapture::open(TAP, 2, &XdpOptions { ring_frames: 64, ..options() }).unwrap();
-        let mut sources = capture.take_sources();
+        let mut capture = XdpCapture::open(TAP, &CaptureOptions { workers: 2, ring_frames: 64, ..options() }).unwrap();
+        let mut sources = capture.take_shares();
         drop(sources.remove(0));
         let source = sources.remove(0);
         let mine = |flow: &u16| {
@@ -446,18 +334,19 @@ fn what_the_host_uses_is_refused() {
 fn attaching_fails_in_words() {
     let Some(wire) = Wire::new(1) else { return };
     wire.enter(|| {
-        let first = XdpCapture::open(TAP, 1, &options()).unwrap();
-        let second = XdpCapture::open(TAP, 1, &options()).map(|_| ()).unwrap_err().to_string();
+        let first = XdpCapture::open(TAP, &options()).unwrap();
+        let second = XdpCapture::open(TAP, &options()).map(|_| ()).unwrap_err().to_string();
         assert!(second.contains("another XDP program") && second.contains("xdp off"), "{second}");
         drop(first);
-        let unknown = XdpCapture::open("nowhere0", 1, &options()).map(|_| ()).unwrap_err().to_string();
+        let unknown = XdpCapture::open("nowhere0", &options()).map(|_| ()).unwrap_err().to_string();
         assert!(unknown.contains("nowhere0") && unknown.contains(TAP), "{unknown}");
-        for bad in [XdpOptions { ring_frames: 100, ..options() }, XdpOptions { frame_size: 1000, ..options() }] {
-            XdpCapture::open(TAP, 1, &bad).map(|_| ()).unwrap_err();
+        for bad in [CaptureOptions { ring_frames: 100, ..options() }, CaptureOptions { frame_size: 1000, ..options() }]
+        {
+            XdpCapture::open(TAP, &bad).map(|_| ()).unwrap_err();
         }
         // The queue is busy for some milliseconds after each close; that must not show.
         for _ in 0..5 {
-            drop(XdpCapture::open(TAP, 2, &options()).unwrap());
+            drop(XdpCapture::open(TAP, &CaptureOptions { workers: 2, ..options() }).unwrap());
         }
     });
     assert!(!wire.tap().contains("xdp"), "{}", wire.tap());
@@ -467,8 +356,8 @@ fn attaching_fails_in_words() {
 fn an_interface_that_disappears_ends_its_sources() {
     let Some(wire) = Wire::new(1) else { return };
     wire.enter(|| {
-        let mut capture = XdpCapture::open(TAP, 1, &options()).unwrap();
-        let mut source = capture.take_sources().remove(0);
+        let mut capture = XdpCapture::open(TAP, &options()).unwrap();
+        let mut source = Interfaces::new(capture.take_shares());
         wire.ip(&["link", "del", TAP]);
         let deadline = Instant::now() + Duration::from_secs(5);
         let error = loop {
@@ -495,7 +384,7 @@ fn the_interface_is_put_back() {
     assert!(gro(&wire));
     assert!(wire.tap().contains("promiscuity 0"));
     wire.enter(|| {
-        let held = XdpCapture::open(TAP, 1, &options()).unwrap();
+        let held = XdpCapture::open(TAP, &options()).unwrap();
         let tap = wire.tap();
         assert!(tap.contains("xdp") && tap.contains("promiscuity 1"), "{tap}");
         drop(held);
@@ -511,7 +400,7 @@ fn the_kernel_puts_the_interface_back_after_a_kill() {
     const NAME: &str = "the_kernel_puts_the_interface_back_after_a_kill";
     const VICTIM: &str = "NAGARE_TEST_XDP_VICTIM";
     if std::env::var_os(VICTIM).is_some() {
-        let _held = XdpCapture::open(TAP, 1, &options()).unwrap();
+        let _held = XdpCapture::open(TAP, &options()).unwrap();
         println!("\nholding");
         loop {
             thread::park();

@@ -115,6 +115,15 @@ pub struct WideKey {
 }
 
 impl WideKey {
+    /// All of it as words, for hashing.
+    #[inline]
+    pub fn as_words(&self) -> [u64; 5] {
+        let word = |octets: &[u8]| u64::from_ne_bytes(octets.try_into().expect("eight octets"));
+        let [low, high] = &self.addresses;
+        let rest = u64::from(self.tunnel_id) | u64::from(self.customer_vlan) << 32 | u64::from(self.tunnel_kind) << 48;
+        [word(&low[..8]), word(&low[8..]), word(&high[..8]), word(&high[8..]), rest]
+    }
+
     fn tunnel(&self) -> Option<Tunnel> {
         let kind = *TunnelKind::ALL.get(usize::from(self.tunnel_kind).checked_sub(1)?)?;
         Some(Tunnel { kind, id: self.tunnel_id })
@@ -179,6 +188,8 @@ pub struct Observation {
     pub time_us: u64,
     /// IP octets: header and payload.
     pub octets: u32,
+    /// Packets: 1, or more where segmentation was left to the interface.
+    pub packets: u32,
     /// TCP control bits (RFC 7125), 0 for other protocols.
     pub tcp_flags: u16,
     /// Type of service or traffic class.
@@ -199,6 +210,7 @@ impl Default for Observation {
             key: CompactKey::default(),
             time_us: 0,
             octets: 0,
+            packets: 0,
             tcp_flags: 0,
             tos: 0,
             direction: Direction::Forward,
@@ -222,6 +234,9 @@ pub struct Captured<'a> {
     pub time_ns: u64,
     /// Its Observation Point: 1 for the first interface, at most 15.
     pub interface: u8,
+    /// Packets that it is on the wire: more than one where the host left segmentation to its interface; their payloads are one
+    /// after another here, and each has the headers.
+    pub packets: u16,
 }
 
 /// Makes Observations of frames; remembers the first fragments of datagrams.
@@ -249,7 +264,7 @@ impl Observer {
     /// The name of what was ignored; `out` is then without meaning.
     #[inline]
     pub fn observe(&mut self, captured: &Captured<'_>, out: &mut Observation) -> Result<(), Ignore> {
-        if captured.link == LinkType::Ethernet && self.plain(captured, out) {
+        if captured.link == LinkType::Ethernet && captured.packets <= 1 && self.plain(captured, out) {
             return Ok(());
         }
         self.decode(captured, out)
@@ -303,6 +318,7 @@ impl Observer {
         out.key.words = [kind | source.min(destination), u64::from(vlan) << 48 | source.max(destination)];
         out.direction = if source <= destination { Direction::Forward } else { Direction::Reverse };
         out.octets = total;
+        out.packets = 1;
         out.tcp_flags = if is_tcp { u16::from_be_bytes([h[32], h[33]]) & 0x0fff } else { 0 };
         out.tos = h[1];
         if self.measure {
@@ -346,16 +362,20 @@ fn write(packet: &Packet, captured: &Captured<'_>, out: &mut Observation) {
         u64::from(key.vlan) << 48 | end(key.destination, key.destination_port),
     ];
     let outer = packet.outer;
+    // Where segmentation was left to the interface, each packet but the first has headers that are not here.
+    let more = u32::from(captured.packets.max(1)) - 1;
+    let headers = |octets: u32| octets.saturating_add(octets.saturating_sub(packet.payload).saturating_mul(more));
     *out = Observation {
         key: CompactKey { words },
         time_us: captured.time_ns / 1000,
-        octets: packet.octets,
+        octets: headers(packet.octets),
+        packets: more + 1,
         tcp_flags: packet.tcp_flags,
         tos: packet.tos,
         direction,
         interface: captured.interface,
         details: Details {
-            layer2_octets: captured.wire_length,
+            layer2_octets: headers(captured.wire_length),
             tcp_sequence: packet.tcp_sequence,
             payload: packet.payload,
             mpls_top: packet.mpls_top,
@@ -423,6 +443,7 @@ mod tests {
                 wire_length: frame.len() as u32 + beyond,
                 time_ns: 5_000,
                 interface: 3,
+                packets: 1,
             };
             let observer = || Observer::new(tunnels, true, FragmentTable::new(4, 1));
             let (mut short, mut long) = (Observation::default(), Observation::default());
@@ -443,7 +464,7 @@ mod tests {
             let [source_port, destination_port] = ports;
             let [vlan, customer_vlan] = vlans;
             let key = FlowKey { source, destination, source_port, destination_port, protocol, vlan, customer_vlan, tunnel };
-            let captured = Captured { link: LinkType::RawIp, bytes: &[], wire_length: 0, time_ns: 0, interface: 1 };
+            let captured = Captured { link: LinkType::RawIp, bytes: &[], wire_length: 0, time_ns: 0, interface: 1, packets: 1 };
             let mut out = Observation::default();
             write(&Packet { key, ..Packet::default() }, &captured, &mut out);
             prop_assert_eq!(out.key.expand(&out.wide.key, out.direction), key);

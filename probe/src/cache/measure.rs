@@ -101,7 +101,7 @@ impl More for Measure {
         let (low, carried) = self.layer2_low[d].overflowing_add(details.layer2_octets);
         self.layer2_low[d] = low;
         self.layer2_high[d] = self.layer2_high[d].saturating_add(u16::from(carried));
-        let length = packet.octets.min(u32::from(u16::MAX)) as u16;
+        let length = packet.octets.div_ceil(packet.packets.max(1)).min(u32::from(u16::MAX)) as u16;
         self.length_min[d] = self.length_min[d].min(length);
         self.length_max[d] = self.length_max[d].max(length);
         self.ttl_min[d] = self.ttl_min[d].min(details.ttl);

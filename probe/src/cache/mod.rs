@@ -34,7 +34,7 @@ const LOAD_PERMILLE: usize = 850;
 /// The hand asks for lines so many groups before it needs them.
 const LOOK_AHEAD_GROUPS: usize = 8;
 /// A direction's packets are exported before their counter overflows.
-const PACKETS_MAX: u32 = u32::MAX - 1;
+const PACKETS_MAX: u32 = u32::MAX - u16::MAX as u32;
 
 const FIN: u16 = 0x01;
 const SYN: u16 = 0x02;
@@ -250,7 +250,7 @@ impl<M: More> Cache<M> {
     }
 
     fn observe(&mut self, batch: &mut [Observation], emit: &mut impl FnMut(FlowRecord)) {
-        self.packets += batch.len() as u64;
+        self.packets += batch.iter().map(|packet| u64::from(packet.packets)).sum::<u64>();
         if self.live <= RESIDENT_FLOWS {
             for packet in batch {
                 let hash = self.complete(packet);
@@ -407,7 +407,7 @@ impl<M: More> Cache<M> {
                 && hot.packets[d] < PACKETS_MAX;
             if plain {
                 more.take(hot, packet);
-                hot.packets[d] += 1;
+                hot.packets[d] += packet.packets;
                 hot.octets[d] += u64::from(packet.octets);
                 hot.last_us = packet.time_us;
                 return;
@@ -446,7 +446,7 @@ impl<M: More> Cache<M> {
         if hot.packets[d] == 0 && hot.interfaces >> (4 * d) & 0x0f == 0 {
             hot.interfaces |= (packet.interface & 0x0f) << (4 * d);
         }
-        hot.packets[d] += 1;
+        hot.packets[d] += packet.packets;
         hot.octets[d] += u64::from(packet.octets);
         hot.tcp_flags[d] |= packet.tcp_flags;
         self.settle(slot, before);
@@ -866,6 +866,7 @@ mod tests {
             wire_length: 60,
             time_ns: time_ms * 1_000_000,
             interface: 1,
+            packets: 1,
         };
         Observer::new(Tunnels::Outer, true, FragmentTable::new(4, 1)).observe(&captured, &mut out).unwrap();
         out

@@ -222,7 +222,14 @@ impl CaptureSource for FileSource {
         for place in places {
             self.clock_ns = self.clock_ns.max(place.time_ns);
             let bytes = &batch.chunk[place.start as usize..(place.start + place.length) as usize];
-            each(Frame { time_ns: place.time_ns, bytes, wire_len: place.wire_len, link: place.link });
+            each(Frame {
+                link: place.link,
+                bytes,
+                wire_length: place.wire_len,
+                time_ns: place.time_ns,
+                interface: 1,
+                packets: 1,
+            });
         }
         if batch.handed == batch.places.len() {
             self.clock_ns = self.clock_ns.max(batch.clock_ns);

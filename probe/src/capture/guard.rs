@@ -3,7 +3,7 @@
 
 use crate::sys;
 use nix::ifaddrs::getifaddrs;
-use nix::net::if_::{InterfaceFlags, if_nameindex, if_nametoindex};
+use nix::net::if_::{InterfaceFlags, if_indextoname, if_nameindex, if_nametoindex};
 use std::net::Ipv6Addr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -77,10 +77,7 @@ impl std::error::Error for GuardError {}
 /// # Errors
 /// The refusal, in words for the person at the probe.
 pub fn refuse_unless_dedicated(interface: &str, force: bool) -> Result<(), GuardError> {
-    interface_index(interface)?;
-    if !is_up(interface)? {
-        return Err(GuardError::Down { interface: interface.into() });
-    }
+    refuse_unless_up(interface)?;
     if force {
         return Ok(());
     }
@@ -94,6 +91,40 @@ pub fn refuse_unless_dedicated(interface: &str, force: bool) -> Result<(), Guard
     match evidence {
         Some(evidence) => Err(GuardError::InUse { interface: interface.into(), evidence }),
         None => Ok(()),
+    }
+}
+
+/// Refuses an interface that is missing or down.
+///
+/// # Errors
+/// The refusal, in words for the person at the probe.
+pub fn refuse_unless_up(interface: &str) -> Result<(), GuardError> {
+    interface_index(interface)?;
+    if is_up(interface)? { Ok(()) } else { Err(GuardError::Down { interface: interface.into() }) }
+}
+
+/// [`hardware_type`] of the loopback.
+pub const LOOPBACK: u32 = 772;
+
+/// The number of the interface's kind (ARPHRD_, as in linux/if_arp.h).
+///
+/// # Errors
+/// Where /sys does not show the interface.
+pub fn hardware_type(interface: &str) -> Result<u32, GuardError> {
+    let path = class(interface).join("type");
+    let parse = |text: String| text.trim().parse().map_err(io::Error::other);
+    let number = fs::read_to_string(&path).and_then(parse);
+    number.map_err(|cause| GuardError::Io { what: path.display().to_string(), cause })
+}
+
+/// Whether the interface with this index is still there, as an error if not.
+///
+/// # Errors
+/// It is gone.
+pub fn check_exists(ifindex: u32) -> io::Result<()> {
+    match if_indextoname(ifindex) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(io::Error::other(format!("the captured interface is gone: {error}"))),
     }
 }
 

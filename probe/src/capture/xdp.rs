@@ -2,21 +2,20 @@
 //!
 //! Each receive queue of the interface has one UMEM, and on it one socket for each worker; a worker reads its socket of every
 //! queue. Frames go back through the queue's one fill ring, which has room for all of them. Nothing is lost without a name:
-//! once detached and drained, for each worker `redirected = received + rx_dropped + rx_ring_full`.
+//! once detached and drained, for each worker `steered = received + rx_dropped + rx_ring_full`.
 
 use super::guard::{self, GuardError, OffloadGuard, Promiscuous};
-use super::{CaptureSource, Frame, Received};
+use super::{CaptureOptions, Frame, InterfaceCapture, Share, Taken, clock, link_of};
 use crate::books::CaptureBooks;
 use crate::sys::{self, XdpStatistics};
-use nagare_ebpf::{Counters, Mode, Program};
-use nagare_wire::packet::{LinkType, Tunnels};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nagare_ebpf::{Counters, Metadata, Mode, Program};
+use nagare_wire::packet::LinkType;
+use nix::poll::{PollFd, PollFlags};
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use std::{error, fmt, io, thread};
 use xsk_rs::config::{BindFlags, FrameSize, Interface, LibxdpFlags, QueueSize, SocketConfig, UmemConfig};
 use xsk_rs::socket::SocketCreateError;
@@ -24,6 +23,10 @@ use xsk_rs::umem::frame::FrameDesc;
 use xsk_rs::umem::{CompQueue, FillQueue};
 use xsk_rs::{RxQueue, Socket, Umem};
 
+/// Octets before each packet that the kernel keeps for itself, and that are added to them: the metadata's, so that it lies in one
+/// line of memory with the packet's headers.
+const KERNEL_OCTETS: u32 = 256;
+const HEADROOM: u32 = size_of::<Metadata>() as u32;
 /// Places of the rings for sending, which the probe never does; the kernel wants some.
 const UNUSED_RING: u32 = 64;
 /// Bytes of a descriptor in a receive or transmit ring, and in a fill or completion ring.
@@ -33,49 +36,19 @@ const BUSY_FOR: Duration = Duration::from_secs(1);
 /// A packet that was in the program when it was detached is in its ring after this.
 const SETTLE: Duration = Duration::from_millis(20);
 
-/// How an interface is captured from.
-#[derive(Clone, Copy, Debug)]
-pub struct XdpOptions {
-    /// Seed of the steering hash: random, so that nobody can aim all flows at one worker.
-    pub seed: u32,
-    /// Which packet of a tunnelled one makes the flow, by which packets are steered.
-    pub tunnels: Tunnels,
-    /// Places of each socket's receive ring: a power of two.
-    pub ring_frames: u32,
-    /// Octets of a frame of the UMEM: 2048 or 4096. Packets longer than that less 256 are cut.
-    pub frame_size: u32,
-    /// Do not ask the driver to run the XDP program.
-    pub force_generic: bool,
-    /// Do not ask the driver for zero-copy.
-    pub force_copy: bool,
-}
-
-impl Default for XdpOptions {
-    fn default() -> Self {
-        XdpOptions {
-            seed: 0,
-            tunnels: Tunnels::Outer,
-            ring_frames: 4096,
-            frame_size: 2048,
-            force_generic: false,
-            force_copy: false,
-        }
-    }
-}
-
-impl XdpOptions {
+impl CaptureOptions {
     /// Frames of a queue's UMEM: all receive rings may be full and as many frames still be free.
     fn frames(&self, workers: u32) -> u32 {
         self.ring_frames.saturating_mul(workers.saturating_add(1))
     }
 
-    /// Octets of a packet that a frame holds: the kernel keeps 256 before it.
+    /// Octets of a packet that are captured: a frame of the UMEM must hold them, behind what the kernel keeps for itself.
     fn octets_max(&self) -> u32 {
-        self.frame_size.saturating_sub(256)
+        self.snaplen.min(self.frame_size.saturating_sub(KERNEL_OCTETS + HEADROOM))
     }
 
     /// Memory of the UMEMs and rings for so many queues and workers, bytes.
-    pub fn memory_bytes(&self, queues: u32, workers: u32) -> usize {
+    fn memory_bytes(&self, queues: u32, workers: u32) -> usize {
         let (descriptor, address) = DESCRIPTOR_BYTES;
         let frames = self.frames(workers) as usize;
         let sockets = workers as usize * (self.ring_frames + UNUSED_RING) as usize * descriptor;
@@ -91,6 +64,8 @@ impl XdpOptions {
 pub enum XdpError {
     /// The interface itself.
     Interface(GuardError),
+    /// Its frames are none of Ethernet.
+    NotEthernet(String),
     /// The XDP program.
     Program(nagare_ebpf::Error),
     /// Memory for the frames, or an option of the rings that the kernel refuses.
@@ -117,6 +92,9 @@ impl fmt::Display for XdpError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             XdpError::Interface(error) => error.fmt(f),
+            XdpError::NotEthernet(interface) => {
+                write!(f, "frames of interface {interface} have no Ethernet header: capture from it with --mode packet")
+            }
             XdpError::Program(error) => error.fmt(f),
             XdpError::Umem { queue, bytes, cause } => write!(
                 f,
@@ -154,7 +132,7 @@ pub struct XdpMeter {
 }
 
 impl XdpMeter {
-    /// What the XDP program did: packets seen, redirected to each worker, and dropped for want of a socket.
+    /// What the XDP program did: packets seen, steered to each worker, and dropped for want of a socket.
     ///
     /// # Errors
     /// Where the kernel refuses to read the counters.
@@ -194,8 +172,8 @@ impl XdpMeter {
         figures.extend(LOST_BEFORE.iter().zip(before).map(|(name, lost)| (format!("interface_{name}"), lost)));
         CaptureBooks {
             seen: counters.seen,
-            unsteered: vec![("drop.no_socket".into(), counters.no_socket)],
-            workers: counters.redirected.into_iter().zip(losses.iter().map(drops)).collect(),
+            unsteered: vec![("drop.no_socket".into(), counters.lost)],
+            workers: counters.steered.into_iter().zip(losses.iter().map(drops)).collect(),
             figures,
         }
     }
@@ -227,7 +205,7 @@ fn lost_before(interface: &str) -> [u64; LOST_BEFORE.len()] {
 /// An interface that is being captured from. Dropping it detaches the XDP program and puts the interface back.
 pub struct XdpCapture {
     meter: Arc<XdpMeter>,
-    sources: Vec<XdpSource>,
+    shares: Vec<Share>,
     detached: Arc<AtomicBool>,
     mode: Mode,
     /// Why frames are copied; `None` with zero-copy.
@@ -239,20 +217,21 @@ pub struct XdpCapture {
 }
 
 impl XdpCapture {
-    /// Attaches to `interface` and prepares a source for each of `workers` workers (at least 1). All memory is reserved here.
-    /// The interface becomes promiscuous, its offloads are switched off. Whether the host can spare it is
-    /// [`guard::refuse_unless_dedicated`]'s to say, before.
+    /// Attaches to `interface` and prepares a share for each worker. All memory is reserved here. The interface becomes promiscuous,
+    /// its offloads are switched off. Whether the host can spare it is [`guard::refuse_unless_dedicated`]'s to say, before.
     ///
     /// # Errors
     /// Without the capabilities, where another program has the interface, or the kernel refuses rings or memory.
-    pub fn open(interface: &str, workers: usize, options: &XdpOptions) -> Result<XdpCapture, XdpError> {
-        let workers = u32::try_from(workers.max(1)).unwrap_or(u32::MAX);
+    pub fn open(interface: &str, options: &CaptureOptions) -> Result<XdpCapture, XdpError> {
+        let workers = options.workers.max(1);
         let ifindex = guard::interface_index(interface).map_err(XdpError::Interface)?;
         let queues = guard::rx_queues(interface).map_err(XdpError::Interface)?;
+        if !link_of(interface).is_ok_and(|link| link == LinkType::Ethernet) {
+            return Err(XdpError::NotEthernet(interface.into()));
+        }
         sys::raise_memory_lock_limit();
         let lost_before = lost_before(interface);
-        let mut program = Program::load(options.seed, workers, queues, options.octets_max(), options.tunnels)
-            .map_err(XdpError::Program)?;
+        let mut program = Program::load(options.steering(), queues, options.octets_max()).map_err(XdpError::Program)?;
         let promiscuous = Promiscuous::new(interface).map_err(XdpError::Interface)?;
         // Before the program is attached: some drivers make their queues anew.
         let offloads = OffloadGuard::new(interface).map_err(XdpError::Interface)?;
@@ -275,14 +254,15 @@ impl XdpCapture {
         }
         let sockets = ports.iter().map(|ports| ports.iter().map(|port| port.socket.clone()).collect()).collect();
         let detached = Arc::<AtomicBool>::default();
-        let source = |ports| XdpSource { ports, first: 0, detached: detached.clone() };
-        let sources = ports.into_iter().map(source).collect();
+        let (number, busy_poll) = (options.number, options.busy_poll);
+        let share = |ports| Share::Xdp(XdpSource { ports, first: 0, number, busy_poll, detached: detached.clone() });
+        let shares = ports.into_iter().map(share).collect();
         let program = Mutex::new(program);
         let meter = Arc::new(XdpMeter { program, sockets, interface: interface.into(), lost_before });
         let memory_bytes = options.memory_bytes(queues, workers);
         Ok(XdpCapture {
             meter,
-            sources,
+            shares,
             detached,
             mode,
             why_copied,
@@ -293,18 +273,24 @@ impl XdpCapture {
         })
     }
 
-    /// The sources, one for each worker, to be moved to the workers' threads. The second call gives none.
-    pub fn take_sources(&mut self) -> Vec<XdpSource> {
-        std::mem::take(&mut self.sources)
-    }
-
     /// The counters.
     pub fn meter(&self) -> Arc<XdpMeter> {
         self.meter.clone()
     }
 
-    /// What was got, and why not better: `eth1: 2 queues, 2 workers, XDP native, zero-copy`.
-    pub fn startup_line(&self) -> String {
+    /// How the XDP program runs.
+    pub fn mode(&self) -> &Mode {
+        &self.mode
+    }
+
+    /// Receive queues of the interface.
+    pub fn queues(&self) -> u32 {
+        self.queues
+    }
+}
+
+impl InterfaceCapture for XdpCapture {
+    fn startup_line(&self) -> String {
         let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         let mode = match &self.mode {
             Mode::Native => "XDP native".to_string(),
@@ -318,24 +304,20 @@ impl XdpCapture {
         format!("{}: {queues}, {workers}, {mode}, {copy}", self.meter.interface)
     }
 
-    /// How the XDP program runs.
-    pub fn mode(&self) -> &Mode {
-        &self.mode
+    fn take_shares(&mut self) -> Vec<Share> {
+        std::mem::take(&mut self.shares)
     }
 
-    /// Receive queues of the interface.
-    pub fn queues(&self) -> u32 {
-        self.queues
+    fn books(&self) -> Box<dyn Fn() -> CaptureBooks + Send + Sync> {
+        let meter = self.meter();
+        Box::new(move || meter.books())
     }
 
-    /// Memory of all UMEMs and rings, bytes; reserved when the capture was opened.
-    pub fn memory_bytes(&self) -> usize {
-        self.memory_bytes
+    fn memory(&self) -> (&'static str, u64) {
+        ("AF_XDP frames and rings", self.memory_bytes as u64)
     }
 
-    /// Detaches the XDP program, so that frames go to the host again. The sources hand on what is in their rings and then end.
-    /// Blocks for some milliseconds; the second call does nothing.
-    pub fn detach(&mut self) {
+    fn detach(&mut self) {
         if !self.detached.load(Ordering::Acquire) {
             self.meter.program().detach();
             thread::sleep(SETTLE);
@@ -368,7 +350,7 @@ fn open_queue(
     interface: &str,
     queue: u32,
     workers: u32,
-    options: &XdpOptions,
+    options: &CaptureOptions,
     no_zero_copy: Option<&str>,
 ) -> Result<OpenedQueue, XdpError> {
     let (umem, descriptors) = reserve(queue, workers, options)?;
@@ -386,13 +368,18 @@ fn open_queue(
     for rx in receivers {
         ports.push(Port::new(rx, &queue).map_err(|cause| binding.error(ports.len() as u32, cause))?);
     }
+    if options.busy_poll {
+        for port in &ports {
+            sys::prefer_busy_poll(&*port.socket).map_err(|cause| binding.error(0, cause))?;
+        }
+    }
     // The first worker gives all frames to the kernel.
     ports[0].held.extend_from_slice(&descriptors);
     ports[0].give_back().map_err(|cause| binding.error(0, cause))?;
     Ok(OpenedQueue { ports, why_copied })
 }
 
-fn reserve(queue: u32, workers: u32, options: &XdpOptions) -> Result<(Umem, Vec<FrameDesc>), XdpError> {
+fn reserve(queue: u32, workers: u32, options: &CaptureOptions) -> Result<(Umem, Vec<FrameDesc>), XdpError> {
     let frames = options.frames(workers);
     let failure = |cause: &dyn error::Error| XdpError::Umem {
         queue,
@@ -402,6 +389,7 @@ fn reserve(queue: u32, workers: u32, options: &XdpOptions) -> Result<(Umem, Vec<
     let ring = |size: u32| QueueSize::new(size).map_err(|error| failure(&error));
     let config = UmemConfig::builder()
         .frame_size(FrameSize::new(options.frame_size).map_err(|error| failure(&error))?)
+        .frame_headroom(HEADROOM)
         .fill_queue_size(ring(frames.checked_next_power_of_two().unwrap_or(0))?)
         .comp_queue_size(ring(UNUSED_RING)?)
         .build()
@@ -509,17 +497,23 @@ impl Port {
     }
 
     /// Hands up to `budget` frames to `each`.
-    fn take(&mut self, budget: usize, now_ns: u64, each: &mut impl FnMut(Frame<'_>)) -> usize {
+    fn take(&mut self, budget: usize, number: u8, clock: &mut Clock, each: &mut impl FnMut(Frame<'_>)) -> usize {
         let kept = self.held.len();
         let budget = budget.min(self.queue.frames - kept);
         self.held.resize(kept + budget, FrameDesc::default());
         // SAFETY: the socket and the descriptors that it fills in are of the queue's UMEM.
         let frames = unsafe { self.rx.consume(&mut self.held[kept..]) };
         self.held.truncate(kept + frames);
-        for descriptor in &self.held[kept..] {
+        for descriptor in &mut self.held[kept..] {
             // SAFETY: the kernel handed this frame over, and it goes back after the loop only.
-            let bytes = unsafe { self.queue.umem.data(descriptor) }.contents();
-            each(Frame { time_ns: now_ns, bytes, wire_len: bytes.len() as u32, link: LinkType::Ethernet });
+            let mut data = unsafe { self.queue.umem.data_mut(descriptor) };
+            let metadata = take_metadata(data.contents_mut());
+            let bytes = data.contents();
+            let (time_ns, wire_length) = match metadata {
+                Some(of) => (of.time_ns.wrapping_add(clock.since_1970_ns()), of.length),
+                None => (clock.now_ns(), bytes.len() as u32),
+            };
+            each(Frame { link: LinkType::Ethernet, bytes, wire_length, time_ns, interface: number, packets: 1 });
         }
         frames
     }
@@ -543,6 +537,36 @@ impl Port {
     }
 }
 
+/// What the program has written before a packet; `None` where the driver left it no room.
+fn take_metadata(packet: &mut [u8]) -> Option<Metadata> {
+    let place = packet.as_mut_ptr().wrapping_sub(size_of::<Metadata>()).cast::<Metadata>();
+    // SAFETY: before each packet there are KERNEL_OCTETS of its own frame of the UMEM, which are nobody else's now. Any octets are a
+    // Metadata; that it is aligned does not matter.
+    unsafe {
+        let metadata = place.read_unaligned();
+        // The next packet in this frame must not seem to have this one's.
+        (&raw mut (*place).mark).write_unaligned(0);
+        (metadata.mark == Metadata::MARK).then_some(metadata)
+    }
+}
+
+/// The clocks, read when the first frame of a batch asks.
+#[derive(Default)]
+struct Clock {
+    now_ns: Option<u64>,
+    since_1970_ns: Option<u64>,
+}
+
+impl Clock {
+    fn now_ns(&mut self) -> u64 {
+        *self.now_ns.get_or_insert_with(clock::now_ns)
+    }
+
+    fn since_1970_ns(&mut self) -> u64 {
+        *self.since_1970_ns.get_or_insert_with(clock::since_1970_ns)
+    }
+}
+
 impl Drop for Port {
     fn drop(&mut self) {
         // Here waiting is right: other workers need the frames, and nobody comes back for them.
@@ -557,40 +581,40 @@ pub struct XdpSource {
     ports: Vec<Port>,
     /// Whose turn it is to be first.
     first: usize,
+    number: u8,
+    busy_poll: bool,
     detached: Arc<AtomicBool>,
 }
 
-impl XdpSource {
-    fn take(&mut self, budget: usize, now_ns: u64, each: &mut impl FnMut(Frame<'_>)) -> io::Result<usize> {
-        let mut frames = 0;
+impl Taken for XdpSource {
+    fn take(&mut self, budget: usize, each: &mut impl FnMut(Frame<'_>)) -> io::Result<usize> {
+        let (mut frames, mut clock) = (0, Clock::default());
         self.first = (self.first + 1) % self.ports.len();
         let (later, sooner) = self.ports.split_at_mut(self.first);
         for port in sooner.iter_mut().chain(later) {
             // What the last round could not give back, because another worker was just doing so or the closure panicked.
             port.give_back()?;
-            frames += port.take(budget - frames, now_ns, each);
+            frames += port.take(budget - frames, self.number, &mut clock, each);
             port.give_back()?;
         }
         Ok(frames)
     }
 
-    /// Sleeps until a frame comes, `wait` at the most. Frames that could not be given back are no reason to sleep.
-    fn sleep(&self, wait: Duration) -> io::Result<()> {
-        if self.ports.iter().any(|port| !port.held.is_empty()) {
-            return Ok(());
+    /// Frames that could not be given back are no reason to sleep.
+    fn wait_for<'a>(&'a self, descriptors: &mut Vec<PollFd<'a>>) -> bool {
+        descriptors.extend(self.ports.iter().map(|port| PollFd::new(port.socket.as_fd(), PollFlags::POLLIN)));
+        self.ports.iter().all(|port| port.held.is_empty())
+    }
+
+    fn drive(&mut self) -> io::Result<()> {
+        if self.busy_poll {
+            self.ports.iter().for_each(|port| sys::busy_poll(&*port.socket));
         }
-        let mut sockets: Vec<_> =
-            self.ports.iter().map(|port| PollFd::new(port.socket.as_fd(), PollFlags::POLLIN)).collect();
-        let wait = wait.max(Duration::from_millis(1));
-        match poll(&mut sockets, PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)) {
-            Ok(0) => self.check_interface(),
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(errno) => Err(errno.into()),
-        }
+        Ok(())
     }
 
     /// The kernel tells by an error of the socket that the interface is gone.
-    fn check_interface(&self) -> io::Result<()> {
+    fn check(&self) -> io::Result<()> {
         for port in &self.ports {
             if let Some(error) = socket2::SockRef::from(&*port.socket).take_error()? {
                 return Err(io::Error::new(error.kind(), format!("the captured interface is gone: {error}")));
@@ -598,24 +622,8 @@ impl XdpSource {
         }
         Ok(())
     }
-}
 
-impl CaptureSource for XdpSource {
-    fn receive(&mut self, budget: usize, wait: Duration, mut each: impl FnMut(Frame<'_>)) -> io::Result<Received> {
-        // Read before the rings are: what was in them when it was set is found below.
-        let detached = self.detached.load(Ordering::Acquire);
-        let mut now_ns = now_ns();
-        let mut frames = self.take(budget, now_ns, &mut each)?;
-        if frames == 0 && !detached && !wait.is_zero() {
-            self.sleep(wait)?;
-            now_ns = self::now_ns();
-            frames = self.take(budget, now_ns, &mut each)?;
-        }
-        Ok(Received { frames, now_ns, end: detached && frames == 0 })
+    fn is_detached(&self) -> bool {
+        self.detached.load(Ordering::Acquire)
     }
-}
-
-/// The system's clock in nanoseconds since 1970: the kernel stamps no frame in these rings.
-fn now_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }

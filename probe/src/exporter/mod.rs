@@ -11,6 +11,7 @@ use mio::{Events, Poll, Token, Waker};
 use nagare_service::endpoint::Scheme;
 use nagare_service::run::Stop;
 use nagare_wire::flow::FlowRecord;
+use nagare_wire::ipfix::export::Sampling;
 use nagare_wire::ipfix::field::FlowTemplate;
 use nagare_wire::ipfix::mapping::ExporterStatistics;
 use output::{Dump, FileOutput};
@@ -59,6 +60,8 @@ pub struct ExporterOptions {
     pub template_interval: Duration,
     /// The fields of flows.
     pub template: FlowTemplate,
+    /// How packets or flows are sampled, to be told with the books.
+    pub sampling: Option<Sampling>,
     /// The path MTU over UDP.
     pub mtu: usize,
     /// The source is a file: it waits where the buffer is full, as long as the collector may come back in time.
@@ -139,7 +142,8 @@ impl Exporter {
         let now = Instant::now();
         Exporter {
             output,
-            process: ExportingProcess::new(options.domain, message_max, options.template.clone()),
+            process: ExportingProcess::new(options.domain, message_max, options.template.clone())
+                .with_sampling(options.sampling),
             rings,
             queue: VecDeque::with_capacity(options.records_max),
             counters: books.export.clone(),

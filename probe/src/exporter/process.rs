@@ -4,7 +4,7 @@
 
 use crate::counters::Tally;
 use nagare_wire::flow::FlowRecord;
-use nagare_wire::ipfix::export::{Full, MessageBuilder};
+use nagare_wire::ipfix::export::{Full, MessageBuilder, Sampling};
 use nagare_wire::ipfix::field::FlowTemplate;
 use nagare_wire::ipfix::mapping::{Book, ExporterStatistics};
 
@@ -25,13 +25,19 @@ pub struct ExportingProcess {
     domain: u32,
     sequence: u32,
     flows: Tally,
+    sampling: Option<Sampling>,
 }
 
 impl ExportingProcess {
     /// For Messages of at most `message_max` octets, flows with the fields of `template`.
     pub fn new(domain: u32, message_max: usize, template: FlowTemplate) -> ExportingProcess {
         let builder = MessageBuilder::with_template(message_max, template);
-        ExportingProcess { builder, domain, sequence: 0, flows: Tally::default() }
+        ExportingProcess { builder, domain, sequence: 0, flows: Tally::default(), sampling: None }
+    }
+
+    /// Tells with the books how packets or flows are sampled.
+    pub fn with_sampling(self, sampling: Option<Sampling>) -> ExportingProcess {
+        ExportingProcess { sampling, ..self }
     }
 
     /// Begins a Transport Session: the sequence starts at 0, and the Templates go first (RFC 7011, 8). Gives what was in a
@@ -70,6 +76,9 @@ impl ExportingProcess {
             full.extend(self.add(now_s, |builder| builder.push_book(book)));
         }
         full.extend(self.add(now_s, |builder| builder.push_statistics(statistics)));
+        if let Some(sampling) = self.sampling {
+            full.extend(self.add(now_s, |builder| builder.push_sampling(&sampling)));
+        }
         full.extend(self.flush(now_s));
         full
     }

@@ -88,8 +88,7 @@ impl Rig {
             CaptureBooks { seen: received, workers: vec![(received, Vec::new())], ..CaptureBooks::default() }
         };
         let books = Arc::new(ProbeBooks {
-            interface: "test".into(),
-            capture: Box::new(capture),
+            captures: vec![("test".into(), Box::new(capture))],
             frames_max: 0,
             records_max: u64::MAX,
             meters: vec![meter.clone()],
@@ -97,6 +96,7 @@ impl Rig {
             memory: Vec::new(),
         });
         let options = ExporterOptions {
+            sampling: None,
             domain: 1,
             records_max: BUFFER,
             drain_timeout: setup.drain,

@@ -6,6 +6,7 @@
 //! | 258 | a term of a Metering Process's books: packets, scoped by meteringProcessId and selectorName |
 //! | 259 | a term of the Exporting Process's books: flows, scoped by exportingProcessId and selectorName |
 //! | 260 | the Exporting Process's statistics (RFC 7011, 4.1 and 4.3) |
+//! | 261, 262 | how packets, how flows were sampled (RFC 5477, 7014), with the elements of NetFlow 9 beside |
 
 use super::codec::{VARIABLE, put_variable};
 use super::element as ie;
@@ -22,9 +23,36 @@ const FLOW_IPV6: u16 = 257;
 const METERING_BOOK: u16 = 258;
 const EXPORTING_BOOK: u16 = 259;
 const STATISTICS: u16 = 260;
+const PACKET_SAMPLING: u16 = 261;
+const FLOW_SAMPLING: u16 = 262;
+
+/// selectorAlgorithm: random n-out-of-N (RFC 5477, 8.2.1).
+const RANDOM_N_OUT_OF_N: u16 = 3;
+/// flowSelectorAlgorithm: uniform probabilistic (RFC 7014, 8.3.1).
+const UNIFORM_PROBABILISTIC: u16 = 4;
+/// samplingAlgorithm: random.
+const RANDOM: u8 = 2;
 
 /// Octets of a flow of IPv6; one of IPv4 has 24 less.
 const FLOW_IPV6_LENGTH: usize = 8 + 8 + 32 + 4 + 1 + 1 + 4 + 1 + 1 + 2 * (8 + 8 + 2);
+
+/// One in so many packets, or flows, was metered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sampling {
+    /// What was chosen.
+    pub of: SamplingOf,
+    /// One in so many of them.
+    pub one_in: u32,
+}
+
+/// What a [`Sampling`] chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SamplingOf {
+    /// Of each population of packets one, at random.
+    Packets,
+    /// Flows by their key's hash, with all their packets.
+    Flows,
+}
 
 /// The shortest limit of a Message; a [`FlowTemplate`] of many fields needs more, see [`limit_min`].
 pub const LIMIT_MIN: usize = 512;
@@ -54,6 +82,30 @@ pub fn templates(flows: &FlowTemplate) -> Vec<TemplateRecord> {
                 iana(ie::NOT_SENT_FLOW_TOTAL_COUNT, 8),
                 iana(ie::NOT_SENT_PACKET_TOTAL_COUNT, 8),
                 iana(ie::NOT_SENT_OCTET_TOTAL_COUNT, 8),
+            ],
+        },
+        TemplateRecord {
+            id: PACKET_SAMPLING,
+            scopes: 1,
+            fields: vec![
+                iana(ie::SELECTOR_ID, 8),
+                iana(ie::SELECTOR_ALGORITHM, 2),
+                iana(ie::SAMPLING_SIZE, 4),
+                iana(ie::SAMPLING_POPULATION, 4),
+                iana(ie::SAMPLING_INTERVAL, 4),
+                iana(ie::SAMPLING_ALGORITHM, 1),
+            ],
+        },
+        TemplateRecord {
+            id: FLOW_SAMPLING,
+            scopes: 1,
+            fields: vec![
+                iana(ie::SELECTOR_ID, 8),
+                iana(ie::FLOW_SELECTOR_ALGORITHM, 2),
+                iana(ie::SAMPLING_FLOW_INTERVAL, 4),
+                iana(ie::SAMPLING_FLOW_SPACING, 4),
+                iana(ie::SAMPLING_INTERVAL, 4),
+                iana(ie::SAMPLING_ALGORITHM, 1),
             ],
         },
     ]
@@ -177,6 +229,25 @@ impl MessageBuilder {
             out.extend_from_slice(&book.process_id.to_be_bytes());
             put_variable(out, name);
             out.extend_from_slice(&book.value.to_be_bytes());
+        })?;
+        self.records += 1;
+        Ok(())
+    }
+
+    /// Adds how packets or flows were sampled, by which a collector multiplies what it counts.
+    pub fn push_sampling(&mut self, sampling: &Sampling) -> Result<(), Full> {
+        let one_in = sampling.one_in;
+        let (set, algorithm, counts) = match sampling.of {
+            SamplingOf::Packets => (PACKET_SAMPLING, RANDOM_N_OUT_OF_N, [1, one_in]),
+            SamplingOf::Flows => (FLOW_SAMPLING, UNIFORM_PROBABILISTIC, [1, one_in.saturating_sub(1)]),
+        };
+        self.push(set, 8 + 2 + 3 * 4 + 1, |out| {
+            out.extend_from_slice(&1u64.to_be_bytes());
+            out.extend_from_slice(&algorithm.to_be_bytes());
+            for count in counts.into_iter().chain([one_in]) {
+                out.extend_from_slice(&count.to_be_bytes());
+            }
+            out.push(RANDOM);
         })?;
         self.records += 1;
         Ok(())
