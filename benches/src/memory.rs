@@ -80,7 +80,7 @@ impl CaptureSource for Memory<'_> {
             each(Frame { link: LinkType::Ethernet, bytes, wire_length: 64, time_ns: now_ns, interface: 1, packets: 1 });
         }
         (self.left, self.sent) = (self.left - frames as u64, self.sent + frames as u64);
-        Ok(Received { frames, now_ns, end: frames == 0 })
+        Ok(Received { frames, now_ns, horizon_ns: u64::MAX, end: frames == 0 })
     }
 }
 

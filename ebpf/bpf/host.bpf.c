@@ -2,6 +2,7 @@
 /* An interface that the host itself uses: copies the headers of what comes in and goes out into the worker's ring, and lets
  * everything pass. And for AF_PACKET the choice of a worker's socket, by the same hash. */
 #include <linux/bpf.h>
+#include <linux/if_packet.h>
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_helpers.h>
 
@@ -18,7 +19,8 @@ static __always_inline void *octets(struct nagare_frame *frame, __u32 at, __u32 
 {
 	__u64 offset = at;
 
-	if (at + size > end || at + size > frame->captured)
+	/* The verifier takes it for possible that there is no frame. */
+	if (!frame || at + size > end || at + size > frame->captured)
 		return NULL;
 	/* Changes nothing: what was captured ends before. It shows the verifier the bound of the very register that is used. */
 	asm volatile("" : "+r"(offset));
@@ -54,29 +56,30 @@ struct {
 	__type(value, struct nagare_frame);
 } scratch SEC(".maps");
 
-/* Copies the headers of a frame, with the VLAN tag that the kernel has taken off. */
-static __always_inline int copy(struct __sk_buff *skb, struct nagare_frame *frame)
+/* Copies the headers of what `skb` begins with; `tagged`: with the VLAN tag that the kernel has taken off. */
+static __always_inline int copy(struct __sk_buff *skb, struct nagare_frame *frame, int tagged)
 {
-	__u32 length = skb->len, want;
-	__u32 tag = skb->vlan_present && config.has_ethernet ? 4 : 0;
+	__u32 tag = tagged && skb->vlan_present ? 4 : 0;
+	__u64 rest = skb->len;
+	void *to = frame->octets + 12 + tag;
 
-	want = length < NAGARE_HOST_OCTETS - 4 ? length : NAGARE_HOST_OCTETS - 4;
-	if (want < 16)
+	if (rest > NAGARE_HOST_OCTETS - 4)
+		rest = NAGARE_HOST_OCTETS - 4;
+	rest -= 12;
+	/* Changes nothing: it shows the verifier the bounds of the very register that is used. */
+	asm volatile("" : "+r"(rest));
+	if (rest < 4 || rest > NAGARE_HOST_OCTETS - 16)
 		return -1;
-	if (bpf_skb_load_bytes_relative(skb, 0, frame->octets, 12, BPF_HDR_START_MAC))
+	if (bpf_skb_load_bytes(skb, 0, frame->octets, 12) || bpf_skb_load_bytes(skb, 12, to, rest))
 		return -1;
 	if (tag) {
 		frame->octets[12] = skb->vlan_proto & 0xff;
 		frame->octets[13] = skb->vlan_proto >> 8 & 0xff;
 		frame->octets[14] = skb->vlan_tci >> 8 & 0xff;
 		frame->octets[15] = skb->vlan_tci & 0xff;
-		if (bpf_skb_load_bytes_relative(skb, 12, frame->octets + 16, want - 12, BPF_HDR_START_MAC))
-			return -1;
-	} else if (bpf_skb_load_bytes_relative(skb, 12, frame->octets + 12, want - 12, BPF_HDR_START_MAC)) {
-		return -1;
 	}
-	frame->captured = want + tag;
-	frame->length = length + tag;
+	frame->captured = 12 + tag + rest;
+	frame->length = skb->len + tag;
 	return 0;
 }
 
@@ -99,6 +102,11 @@ static __always_inline long hand_over(struct nagare_frame *frame, __u32 worker)
 	return -1;
 }
 
+static __always_inline __u32 first_type(struct nagare_frame *frame)
+{
+	return config.has_ethernet ? TYPE_ETHERNET : by_version(frame, 0, frame->captured);
+}
+
 static __always_inline int meter(struct __sk_buff *skb, __u32 outgoing)
 {
 	__u32 zero = 0, worker, packets = skb->gso_segs ? skb->gso_segs : 1;
@@ -108,13 +116,13 @@ static __always_inline int meter(struct __sk_buff *skb, __u32 outgoing)
 	if (!frame)
 		return TC_ACT_UNSPEC;
 	frame->outgoing = outgoing;
-	if (copy(skb, frame)) {
+	if (copy(skb, frame, config.has_ethernet)) {
 		count(NAGARE_COUNTER_UNREADABLE, packets);
 		return TC_ACT_UNSPEC;
 	}
 	frame->time_ns = bpf_ktime_get_ns();
 	frame->packets = packets;
-	worker = worker_of(frame, frame->length);
+	worker = worker_of(frame, first_type(frame), frame->length);
 	count(hand_over(frame, worker) ? NAGARE_COUNTER_LOST : NAGARE_COUNTER_STEERED + worker, packets);
 	return TC_ACT_UNSPEC;
 }
@@ -135,12 +143,14 @@ int nagare_egress(struct __sk_buff *skb)
 SEC("socket")
 int nagare_fanout(struct __sk_buff *skb)
 {
-	__u32 zero = 0;
+	__u32 zero = 0, type;
 	struct nagare_frame *frame = bpf_map_lookup_elem(&scratch, &zero);
 
 	if (!frame)
 		return 0;
-	if (copy(skb, frame))
+	if (copy(skb, frame, 0))
 		return 0;
-	return worker_of(frame, frame->length);
+	/* What comes in begins with what follows the Ethernet header here, what goes out with that header. */
+	type = skb->pkt_type == PACKET_OUTGOING ? first_type(frame) : bpf_ntohs(skb->protocol);
+	return worker_of(frame, type, frame->length);
 }

@@ -63,7 +63,7 @@ static __always_inline void cut(struct xdp_md *ctx, __u32 length)
 
 static __always_inline int steer(struct xdp_md *ctx, __u32 length)
 {
-	__u32 worker = worker_of(ctx, length);
+	__u32 worker = worker_of(ctx, TYPE_ETHERNET, length);
 	long verdict;
 
 	count(NAGARE_COUNTER_SEEN, 1);

@@ -34,14 +34,14 @@ static __always_inline void join_datagram(struct flow *flow)
 }
 
 /* Fills `flow`; 0 where the frame holds no IP packet that this program reads. */
-static __always_inline int parse(CONTEXT *ctx, __u32 length, struct flow *flow)
+static __always_inline int parse(CONTEXT *ctx, __u32 type, __u32 length, struct flow *flow)
 {
 	__u32 end = length < 0xffff ? length : 0xffff;
 	struct flow inner;
 	__u64 place;
 	int i;
 
-	place = pass_link(ctx, PLACE(config.has_ethernet ? TYPE_ETHERNET : by_version(ctx, 0, end), 0, end));
+	place = pass_link(ctx, PLACE(type, 0, end));
 	place = place ? parse_ip(ctx, place, flow) : 0;
 	if (!place)
 		return 0;
@@ -88,12 +88,12 @@ static __always_inline __u32 flow_hash(const struct flow *flow)
 	return hash ^ (hash >> 16);
 }
 
-/* The worker of a frame that had `length` octets on the wire. */
-static __always_inline __u32 worker_of(CONTEXT *ctx, __u32 length)
+/* The worker of a frame that begins with what the EtherType says, and had `length` octets on the wire. */
+static __always_inline __u32 worker_of(CONTEXT *ctx, __u32 type, __u32 length)
 {
 	struct flow flow = {};
 
-	if (config.workers <= 1 || !parse(ctx, length, &flow))
+	if (config.workers <= 1 || !parse(ctx, type, length, &flow))
 		return 0;
 	return ((__u64)flow_hash(&flow) * config.workers) >> 32;
 }

@@ -1,7 +1,7 @@
 //! A Metering Process: one worker per core, from a capture source through the flow cache to the ring of the exporter.
 
 use crate::cache::{CacheLimits, FlowCache};
-use crate::capture::CaptureSource;
+use crate::capture::{CaptureSource, Received};
 use crate::counters::{MeterCounters, Tally};
 use crate::select::{Selection, Selector, Verdict};
 use crossbeam_queue::ArrayQueue;
@@ -82,6 +82,8 @@ pub struct Worker<S> {
     observer: Observer,
     selector: Selector,
     batch: Box<[Observation; BATCH]>,
+    /// Observations in the batch that are not metered yet.
+    held: usize,
     parts: WorkerParts,
     finish: Finish,
 }
@@ -96,6 +98,7 @@ impl<S: CaptureSource> Worker<S> {
             observer: Observer::new(parts.tunnels, parts.limits.measure, FragmentTable::new(DATAGRAMS, seed)),
             selector: Selector::new(parts.selection.0.clone(), parts.selection.1),
             batch: Box::new([Observation::default(); BATCH]),
+            held: 0,
             finish: Finish(parts.ring.clone()),
             parts,
         }
@@ -121,53 +124,75 @@ impl<S: CaptureSource> Worker<S> {
     }
 
     fn meter(&mut self) -> io::Result<()> {
-        // Where expiry is behind, the worker does not wait for frames: flows that end without traffic must not queue up.
+        // Where expiry is behind, or packets are held back, the worker does not wait for frames.
         let mut wait = WAIT;
         loop {
-            let Worker { source, observer, selector, batch, parts, .. } = self;
-            if parts.stop.as_ref().is_some_and(Stop::is_set) {
+            if self.parts.stop.as_ref().is_some_and(Stop::is_set) {
+                self.observe(u64::MAX);
                 return Ok(());
             }
-            let (mut taken, mut packets) = (0, 0);
-            let mut ignored = [0u64; Ignore::ALL.len()];
-            let (takes_all, mut filtered, mut not_sampled) = (selector.takes_all(), 0, 0);
-            let received = source.receive(BATCH, wait, |frame| match observer.observe(&frame, &mut batch[taken]) {
-                Ok(()) => {
-                    let verdict = if takes_all { Verdict::Metered } else { selector.verdict(&batch[taken]) };
-                    let count = u64::from(frame.packets);
-                    match verdict {
-                        Verdict::Metered => (taken, packets) = (taken + 1, packets + count),
-                        Verdict::Filtered => filtered += count,
-                        Verdict::NotSampled => not_sampled += count,
-                    }
-                }
-                Err(ignore) => ignored[ignore as usize] += u64::from(frame.packets),
-            });
-            // Frames that came before the source failed count, too. Upstream first: whoever reads downstream first never sees
-            // more metered than received.
-            let batch = &mut batch[..taken];
-            parts.counters.received.add(packets + filtered + not_sampled + ignored.iter().sum::<u64>());
-            parts.counters.octets.add(batch.iter().map(|packet| u64::from(packet.octets)).sum());
-            parts.counters.metered.add(packets);
-            if !takes_all {
-                parts.counters.filtered.add(filtered);
-                parts.counters.not_sampled.add(not_sampled);
-            }
-            for (counter, count) in parts.counters.ignored.iter().zip(ignored).filter(|(_, count)| *count > 0) {
-                counter.add(count);
-            }
-            let cache = &mut self.cache;
-            cache.observe(batch, &mut |record| hand_over(parts, record));
+            let received = self.take_in(wait);
+            let horizon_ns = received.as_ref().map_or(u64::MAX, |received| received.horizon_ns);
+            self.observe(horizon_ns);
             let received = received?;
             let now_us = received.now_ns / 1000;
-            if received.end {
+            let (cache, parts) = (&mut self.cache, &self.parts);
+            if received.end && self.held == 0 {
                 cache.expire_all(now_us, &mut |record| hand_over(parts, record));
                 return Ok(()); // `run` publishes what is left.
             }
             let kept_pace = cache.expire(now_us, EXPIRY_BUDGET, &mut |record| hand_over(parts, record));
-            wait = if kept_pace { WAIT } else { Duration::ZERO };
+            wait = if kept_pace && self.held == 0 { WAIT } else { Duration::ZERO };
             self.publish();
         }
+    }
+
+    /// Makes Observations of frames, behind those that are held. Frames that came before the source failed count, too.
+    fn take_in(&mut self, wait: Duration) -> io::Result<Received> {
+        let Worker { source, observer, selector, batch, held, parts, .. } = self;
+        let (mut packets, mut filtered, mut not_sampled) = (0, 0, 0);
+        let mut ignored = [0u64; Ignore::ALL.len()];
+        let takes_all = selector.takes_all();
+        let received = source.receive(BATCH - *held, wait, |frame| {
+            let count = u64::from(frame.packets);
+            match observer.observe(&frame, &mut batch[*held]) {
+                Ok(()) if takes_all => (*held, packets) = (*held + 1, packets + count),
+                Ok(()) => match selector.verdict(&batch[*held]) {
+                    Verdict::Metered => (*held, packets) = (*held + 1, packets + count),
+                    Verdict::Filtered => filtered += count,
+                    Verdict::NotSampled => not_sampled += count,
+                },
+                Err(ignore) => ignored[ignore as usize] += count,
+            }
+        });
+        let counters = &parts.counters;
+        counters.received.add(packets + filtered + not_sampled + ignored.iter().sum::<u64>());
+        let named = [&counters.filtered, &counters.not_sampled].into_iter().chain(&counters.ignored);
+        for (counter, count) in named.zip([filtered, not_sampled].into_iter().chain(ignored)) {
+            if count > 0 {
+                counter.add(count);
+            }
+        }
+        received
+    }
+
+    /// Meters what was taken in, up to a time, in the order of time; the rest is held back.
+    fn observe(&mut self, horizon_ns: u64) {
+        let mut ready = self.held;
+        if horizon_ns != u64::MAX {
+            let taken = &mut self.batch[..self.held];
+            taken.sort_by_key(|packet| packet.time_us);
+            ready = taken.partition_point(|packet| packet.time_us <= horizon_ns / 1000);
+        }
+        let batch = &mut self.batch[..ready];
+        // Upstream first: whoever reads downstream first never sees more in records than was metered.
+        let counters = &self.parts.counters;
+        counters.octets.add(batch.iter().map(|packet| u64::from(packet.octets)).sum());
+        counters.metered.add(batch.iter().map(|packet| u64::from(packet.packets)).sum());
+        let parts = &self.parts;
+        self.cache.observe(batch, &mut |record| hand_over(parts, record));
+        self.batch.copy_within(ready..self.held, 0);
+        self.held -= ready;
     }
 
     fn publish(&self) {
@@ -198,7 +223,7 @@ fn hand_over(parts: &WorkerParts, mut record: FlowRecord) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::{Frame, Received};
+    use crate::capture::Frame;
     use nagare_wire::packet::LinkType;
 
     /// Hands on an IPv4 packet and a frame that is none, then fails.

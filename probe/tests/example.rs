@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 
 const EXAMPLE: &str = include_str!("../../deploy/probe.toml");
 /// Keys that are given as examples.
-const NO_DEFAULT: [&str; 5] = ["dump", "export-file", "cores", "stats-json", "metrics"];
+const NO_DEFAULT: [&str; 8] =
+    ["dump", "export-file", "cores", "stats-json", "metrics", "filter", "sampling", "sampling-by"];
 
 /// The key of a line `key = value`, with or without a `#` right before it.
 fn key(line: &str) -> Option<&str> {

@@ -194,7 +194,7 @@ impl CaptureSource for Panics {
             interface: 1,
             packets: 1,
         });
-        Ok(Received { frames: 1, now_ns: time_ns, end: false })
+        Ok(Received { frames: 1, now_ns: time_ns, horizon_ns: u64::MAX, end: false })
     }
 }
 

@@ -220,7 +220,10 @@ fn packets_are_cut_and_keep_their_length_and_time() {
                     let observation = decode(frame.link, frame.bytes, frame.wire_length, Tunnels::Outer).unwrap();
                     seen.push((frame.bytes.len(), frame.wire_length, observation.octets, observation.key.source_port));
                     let age = now_ns().abs_diff(frame.time_ns);
-                    assert!((50_000_000..5_000_000_000).contains(&age), "stamped {age} ns ago, when it was taken from the ring?");
+                    assert!(
+                        (50_000_000..5_000_000_000).contains(&age),
+                        "stamped {age} ns ago, when it was taken from the ring?"
+                    );
                 })
             })
             .collect();

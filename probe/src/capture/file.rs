@@ -211,7 +211,7 @@ impl CaptureSource for FileSource {
             Ok(batch) => batch,
             Err(error) => {
                 let end = error == RecvTimeoutError::Disconnected;
-                return Ok(Received { frames: 0, now_ns: self.clock_ns, end });
+                return Ok(Received { frames: 0, now_ns: self.clock_ns, horizon_ns: u64::MAX, end });
             }
         };
         let frames = budget.min(batch.places.len() - batch.handed);
@@ -236,7 +236,7 @@ impl CaptureSource for FileSource {
         } else {
             self.batch = Some(batch);
         }
-        Ok(Received { frames, now_ns: self.clock_ns, end: false })
+        Ok(Received { frames, now_ns: self.clock_ns, horizon_ns: u64::MAX, end: false })
     }
 }
 

@@ -79,6 +79,9 @@ fn choose(interface: &str, force: bool, options: &CaptureOptions) -> Result<Box<
     Ok(Box::new(PacketCapture::open(interface, options)?))
 }
 
+/// From its stamp a frame takes so long to its ring, at most, where no CPU is put aside.
+const STAMP_TO_RING_NS: u64 = 20_000;
+
 /// A worker's shares of all interfaces.
 pub struct Interfaces {
     shares: Vec<Share>,
@@ -95,11 +98,22 @@ impl Interfaces {
     fn take(&mut self, budget: usize, each: &mut impl FnMut(Frame<'_>)) -> io::Result<usize> {
         let mut frames = 0;
         self.first = (self.first + 1) % self.shares.len().max(1);
+        // Each its part, so that none is read far ahead of the others.
+        let part = budget.div_ceil(self.shares.len().max(1));
         let (later, sooner) = self.shares.split_at_mut(self.first);
         for share in sooner.iter_mut().chain(later) {
-            frames += share.take(budget - frames, each)?;
+            frames += share.take(part.min(budget - frames), each)?;
         }
         Ok(frames)
+    }
+
+    /// To be asked before the rings are read: what was stamped by now is in them, give or take the time from stamp to ring.
+    fn horizon_ns(&self, detached: bool) -> u64 {
+        match self.shares.iter().map(Share::rings).sum::<usize>() {
+            0 | 1 => u64::MAX,
+            _ if detached => u64::MAX,
+            _ => clock::now_ns().saturating_sub(STAMP_TO_RING_NS),
+        }
     }
 
     /// Sleeps until a frame comes, `wait` at the most.
@@ -126,11 +140,13 @@ impl CaptureSource for Interfaces {
     fn receive(&mut self, budget: usize, wait: Duration, mut each: impl FnMut(Frame<'_>)) -> io::Result<Received> {
         // Read before the rings are: what was in them when it was set is found below.
         let detached = self.shares.iter().all(Share::is_detached);
+        let mut horizon_ns = self.horizon_ns(detached);
         let mut frames = self.take(budget, &mut each)?;
         if frames == 0 && !detached && !wait.is_zero() {
             self.sleep(wait)?;
+            horizon_ns = self.horizon_ns(false);
             frames = self.take(budget, &mut each)?;
         }
-        Ok(Received { frames, now_ns: clock::now_ns(), end: detached && frames == 0 })
+        Ok(Received { frames, now_ns: clock::now_ns(), horizon_ns, end: detached && frames == 0 })
     }
 }

@@ -31,6 +31,9 @@ pub struct Received {
     pub frames: usize,
     /// The source's clock, in nanoseconds since 1970.
     pub now_ns: u64,
+    /// Frames up to this time are not in order: they came from several rings. All of them have been handed on; a later one may
+    /// have come before others that are still to be handed on. `u64::MAX` where frames are in order.
+    pub horizon_ns: u64,
     /// No frame will come any more.
     pub end: bool,
 }
@@ -138,6 +141,11 @@ trait Taken {
     /// After some time without frames: an error where the interface is gone.
     fn check(&self) -> io::Result<()>;
 
+    /// Rings that it is read from: frames of one are in order.
+    fn rings(&self) -> usize {
+        1
+    }
+
     /// Whether no frame comes after those that are in the rings now.
     fn is_detached(&self) -> bool;
 }
@@ -168,6 +176,10 @@ impl Taken for Share {
 
     fn check(&self) -> io::Result<()> {
         each_way!(self, share => share.check())
+    }
+
+    fn rings(&self) -> usize {
+        each_way!(self, share => share.rings())
     }
 
     fn is_detached(&self) -> bool {

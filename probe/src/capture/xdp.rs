@@ -590,11 +590,13 @@ impl Taken for XdpSource {
     fn take(&mut self, budget: usize, each: &mut impl FnMut(Frame<'_>)) -> io::Result<usize> {
         let (mut frames, mut clock) = (0, Clock::default());
         self.first = (self.first + 1) % self.ports.len();
+        // Each its part, so that none is read far ahead of the others.
+        let part = budget.div_ceil(self.ports.len());
         let (later, sooner) = self.ports.split_at_mut(self.first);
         for port in sooner.iter_mut().chain(later) {
             // What the last round could not give back, because another worker was just doing so or the closure panicked.
             port.give_back()?;
-            frames += port.take(budget - frames, self.number, &mut clock, each);
+            frames += port.take(part.min(budget - frames), self.number, &mut clock, each);
             port.give_back()?;
         }
         Ok(frames)
@@ -621,6 +623,10 @@ impl Taken for XdpSource {
             }
         }
         Ok(())
+    }
+
+    fn rings(&self) -> usize {
+        self.ports.len()
     }
 
     fn is_detached(&self) -> bool {

@@ -60,7 +60,7 @@ pub struct ExporterOptions {
     pub template_interval: Duration,
     /// The fields of flows.
     pub template: FlowTemplate,
-    /// How packets or flows are sampled, to be told with the books.
+    /// How packets or flows are sampled, to be told with the Templates.
     pub sampling: Option<Sampling>,
     /// The path MTU over UDP.
     pub mtu: usize,

@@ -35,7 +35,7 @@ impl ExportingProcess {
         ExportingProcess { builder, domain, sequence: 0, flows: Tally::default(), sampling: None }
     }
 
-    /// Tells with the books how packets or flows are sampled.
+    /// Tells with the Templates how packets or flows are sampled.
     pub fn with_sampling(self, sampling: Option<Sampling>) -> ExportingProcess {
         ExportingProcess { sampling, ..self }
     }
@@ -59,6 +59,8 @@ impl ExportingProcess {
         let begun = self.flush(now_s);
         debug_assert!(begun.is_none(), "a Message was begun: flush it before the Templates");
         self.builder.push_templates().expect("an empty Message of LIMIT_MIN octets holds the Templates");
+        let full = self.sampling.map(|sampling| self.builder.push_sampling(&sampling));
+        debug_assert!(full != Some(Err(Full)), "limit_min leaves room for it");
         self.finish(now_s)
     }
 
@@ -76,9 +78,6 @@ impl ExportingProcess {
             full.extend(self.add(now_s, |builder| builder.push_book(book)));
         }
         full.extend(self.add(now_s, |builder| builder.push_statistics(statistics)));
-        if let Some(sampling) = self.sampling {
-            full.extend(self.add(now_s, |builder| builder.push_sampling(&sampling)));
-        }
         full.extend(self.flush(now_s));
         full
     }

@@ -133,4 +133,3 @@ pub fn frame(flow: u16, back: bool) -> Vec<u8> {
     frame.resize(60, 0);
     frame
 }
-

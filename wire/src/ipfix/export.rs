@@ -54,6 +54,9 @@ pub enum SamplingOf {
     Flows,
 }
 
+/// Octets of how packets or flows were sampled.
+const SAMPLING_LENGTH: usize = 8 + 2 + 3 * 4 + 1;
+
 /// The shortest limit of a Message; a [`FlowTemplate`] of many fields needs more, see [`limit_min`].
 pub const LIMIT_MIN: usize = 512;
 
@@ -115,8 +118,10 @@ pub fn templates(flows: &FlowTemplate) -> Vec<TemplateRecord> {
 pub fn limit_min(flows: &FlowTemplate) -> usize {
     let mut all = Vec::new();
     templates(flows).iter().for_each(|template| template.write(&mut all));
-    // The Templates stand in two Sets.
-    (HEADER_LENGTH + 4 + 4 + all.len()).max(HEADER_LENGTH + 4 + flows.length(false)).max(LIMIT_MIN)
+    // The Templates stand in two Sets, and the rate of sampling in a third.
+    (HEADER_LENGTH + 4 + 4 + all.len() + 4 + SAMPLING_LENGTH)
+        .max(HEADER_LENGTH + 4 + flows.length(false))
+        .max(LIMIT_MIN)
 }
 
 /// There is no room for the record: finish this Message, then push it again.
@@ -241,7 +246,7 @@ impl MessageBuilder {
             SamplingOf::Packets => (PACKET_SAMPLING, RANDOM_N_OUT_OF_N, [1, one_in]),
             SamplingOf::Flows => (FLOW_SAMPLING, UNIFORM_PROBABILISTIC, [1, one_in.saturating_sub(1)]),
         };
-        self.push(set, 8 + 2 + 3 * 4 + 1, |out| {
+        self.push(set, SAMPLING_LENGTH, |out| {
             out.extend_from_slice(&1u64.to_be_bytes());
             out.extend_from_slice(&algorithm.to_be_bytes());
             for count in counts.into_iter().chain([one_in]) {
