@@ -59,6 +59,9 @@ enum Command {
         /// For how long
         #[arg(long, default_value_t = 10)]
         seconds: u64,
+        /// Packets a second; without it as many as can be made
+        #[arg(long)]
+        rate: Option<f64>,
     },
 }
 
@@ -88,18 +91,22 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
             std::fs::write(&file, bytes).map_err(|error| format!("{} cannot be written: {error}", file.display()))?;
             println!("wrote {} frames of {} conversations", traffic.frames.len(), traffic.flows.len());
         }
-        Command::Load { interface, flows, seconds } => load(&interface, flows, Duration::from_secs(seconds))?,
+        Command::Load { interface, flows, seconds, rate } => {
+            load(&interface, flows, Duration::from_secs(seconds), rate)?;
+        }
     }
     Ok(())
 }
 
-fn load(interface: &str, flows: u32, lasting: Duration) -> Result<(), Box<dyn Error>> {
+fn load(interface: &str, flows: u32, lasting: Duration, rate: Option<f64>) -> Result<(), Box<dyn Error>> {
     let index = nix::net::if_::if_nametoindex(interface)?;
-    let mut generator = Generator::load(&smallest_frame(), flows, index)?;
+    let frame = smallest_frame();
+    let mut generator = Generator::with_lengths(&frame, [frame.len() as u16; 12], flows, index, rate)?;
+    let burst = rate.map_or(1 << 18, |rate| (rate / 4.0) as u64).max(1000);
     let start = Instant::now();
     let mut sent = 0;
     while start.elapsed() < lasting {
-        sent += generator.run(1 << 18)?;
+        sent += generator.run(burst)?;
     }
     let rate = sent as f64 / start.elapsed().as_secs_f64() / 1e6;
     println!("{{\"sent\":{sent},\"seconds\":{:.3},\"mpps\":{rate:.3}}}", start.elapsed().as_secs_f64());

@@ -56,11 +56,15 @@ struct nagare_config {
 };
 _Static_assert(sizeof(struct nagare_config) == 20, "nagare_config has padding");
 
+#define NAGARE_LENGTHS 12
+
 /* The read-only global `generator_config` of the load generator. */
 struct nagare_generator_config {
-	__u32 flows;   /* at least 1 */
-	__u32 ifindex; /* that frames are sent out of */
+	__u64 interval;    /* between two frames, in 1024ths of a nanosecond; 0: as fast as it goes */
+	__u32 flows;       /* at least 1 */
+	__u32 ifindex;     /* that frames are sent out of */
+	__u16 lengths[16]; /* octets of each frame of NAGARE_LENGTHS, none more than the frame has that is given */
 };
-_Static_assert(sizeof(struct nagare_generator_config) == 8, "nagare_generator_config has padding");
+_Static_assert(sizeof(struct nagare_generator_config) == 48, "nagare_generator_config has padding");
 
 #endif

@@ -1,9 +1,10 @@
 //! Load for tests and benches, made in the kernel: frames that an XDP program sends out of an interface.
 
 use crate::error::Error;
-use crate::layout::GeneratorConfig;
+use crate::layout::{GeneratorConfig, GeneratorState};
 use aya::maps::{MapError, PerCpuArray};
-use aya::programs::Xdp;
+use aya::programs::links::FdLink;
+use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, TestRun, TestRunAttrs, TestRunOptions};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/generator.o"));
@@ -22,14 +23,29 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Prepares to send `frame` as `flows` flows (1 at least) out of the interface with index `ifindex`. It must be an
-    /// untagged IPv4 packet without options, of a protocol with ports, whose transport checksum is not looked at (UDP's 0).
-    /// The peer of a veth needs native XDP, or GRO on.
+    /// Prepares to send `frame` as `flows` flows (1 at least) out of the interface with index `ifindex`, as fast as it goes. It must
+    /// be an untagged IPv4 packet of UDP without options or checksum. The peer of a veth needs native XDP, or GRO on.
     ///
     /// # Errors
     /// Without the capabilities for BPF, or on a kernel that refuses the program.
     pub fn load(frame: &[u8], flows: u32, ifindex: u32) -> Result<Generator, Error> {
-        let config = GeneratorConfig { flows: flows.max(1), ifindex };
+        Generator::with_lengths(frame, [frame.len() as u16; 12], flows, ifindex, None)
+    }
+
+    /// Likewise, at so many packets a second, and of twelve frames each cut to its length: none longer than `frame`.
+    ///
+    /// # Errors
+    /// As of [`Generator::load`].
+    pub fn with_lengths(
+        frame: &[u8],
+        lengths: [u16; 12],
+        flows: u32,
+        ifindex: u32,
+        rate: Option<f64>,
+    ) -> Result<Generator, Error> {
+        let interval = rate.map_or(0, |rate| (1024e9 / rate.max(1.0)) as u64);
+        let lengths = std::array::from_fn(|index| lengths.get(index).copied().unwrap_or(0));
+        let config = GeneratorConfig { interval, flows: flows.max(1), ifindex, lengths };
         let mut ebpf = EbpfLoader::new()
             .override_global("generator_config", &config, true)
             .load(OBJECT)
@@ -40,7 +56,7 @@ impl Generator {
         Ok(Generator { ebpf, frame: frame.to_vec() })
     }
 
-    /// Sends `packets` frames as fast as the calling thread's CPU can; gives the number that were made. The receiving end
+    /// Sends `packets` frames from the calling thread's CPU; gives the number that were made. The receiving end
     /// may still drop some of them.
     ///
     /// # Errors
@@ -67,8 +83,37 @@ impl Generator {
     fn made(&self) -> Result<u64, Error> {
         let read = || -> Result<u64, MapError> {
             let map = self.ebpf.map("made").expect("the embedded object has this map");
-            Ok(PerCpuArray::<_, u64>::try_from(map)?.get(&0, 0)?.iter().sum())
+            Ok(PerCpuArray::<_, GeneratorState>::try_from(map)?.get(&0, 0)?.iter().map(|state| state.made).sum())
         };
         read().map_err(|error| Error::new("reading the load generator's counter", error))
+    }
+}
+
+/// On the interface at the other end of a veth: a program that passes everything on, without which frames that are made there are
+/// taken only where GRO is on. Detached on drop, or when the process dies.
+pub struct Passing {
+    _ebpf: Ebpf,
+    _link: FdLink,
+}
+
+impl Passing {
+    /// Attaches it to the interface with index `ifindex`.
+    ///
+    /// # Errors
+    /// Without the capabilities for BPF, or where the interface has a program or the driver runs none.
+    pub fn attach(ifindex: u32) -> Result<Passing, Error> {
+        let mut ebpf = EbpfLoader::new()
+            .load(OBJECT)
+            .map_err(|error| Error::new("creating the maps of the passing program", error))?;
+        let program = ebpf.program_mut("nagare_pass").expect("the embedded object has this program");
+        let program: &mut Xdp = program.try_into().expect("it is an XDP program");
+        program.load().map_err(|error| Error::new("loading the passing program", error))?;
+        let attach = |program: &mut Xdp| -> Result<FdLink, ProgramError> {
+            let link = program.attach_to_if_index(ifindex, XdpMode::Driver)?;
+            let link = program.take_link(link)?;
+            FdLink::try_from(link).map_err(|error| ProgramError::IOError(std::io::Error::other(error)))
+        };
+        let link = attach(program).map_err(|error| Error::new("attaching the passing program", error))?;
+        Ok(Passing { _ebpf: ebpf, _link: link })
     }
 }

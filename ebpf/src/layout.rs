@@ -61,17 +61,30 @@ pub(crate) struct Config {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct GeneratorConfig {
+    pub interval: u64,
     pub flows: u32,
     pub ifindex: u32,
+    /// Of these the first twelve.
+    pub lengths: [u16; 16],
+}
+
+/// What the load generator counts.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct GeneratorState {
+    pub made: u64,
+    pub began_ns: u64,
 }
 
 const _: () = assert!(size_of::<Metadata>() == 16 && size_of::<HostFrame>() == 272);
-const _: () = assert!(size_of::<Config>() == 20 && size_of::<GeneratorConfig>() == 8);
+const _: () = assert!(size_of::<Config>() == 20 && size_of::<GeneratorConfig>() == 48);
 
 // SAFETY: `repr(C)` with integers and no padding (asserted above): any bytes are a value.
 unsafe impl aya::Pod for Config {}
 // SAFETY: likewise.
 unsafe impl aya::Pod for GeneratorConfig {}
+// SAFETY: likewise.
+unsafe impl aya::Pod for GeneratorState {}
 
 #[cfg(test)]
 mod tests {

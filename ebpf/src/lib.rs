@@ -12,7 +12,7 @@ mod layout;
 mod program;
 
 pub use error::Error;
-pub use generator::Generator;
+pub use generator::{Generator, Passing};
 pub use host::{Fanout, Host, HostRing};
 pub use layout::{HostFrame, Metadata, RINGS_MAX};
 pub use program::{Counters, Mode, Program, Steering};

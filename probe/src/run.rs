@@ -29,6 +29,8 @@ const FRAMES_MAX: u64 = 1 << 22;
 const UNACKNOWLEDGED_MAX: u64 = 1 << 20;
 /// How often the main thread looks after the others.
 const TICK: Duration = Duration::from_millis(250);
+/// The same where a file may end at any moment, and somebody waits for that.
+const TICK_FILE: Duration = Duration::from_millis(5);
 
 /// How a run ended.
 pub struct Outcome {
@@ -288,7 +290,7 @@ fn look_after(
         if (!is_file && ended > 0) || exporter.is_finished() {
             stop.set();
         }
-        if stop.wait_timeout(TICK) {
+        if stop.wait_timeout(if is_file { TICK_FILE } else { TICK }) {
             return;
         }
     }

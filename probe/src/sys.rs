@@ -364,6 +364,19 @@ pub fn packet_statistics(socket: impl AsFd) -> io::Result<(u32, u32)> {
     }
 }
 
+/// Asks for the line of a value ahead of its use.
+#[inline(always)]
+pub fn prefetch<T>(value: &T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint; the address is that of a live reference.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = value;
+}
+
 /// Lets this process lock as much memory as it asks for, where it may: AF_XDP's frames are locked memory. A process that may
 /// not keeps its limit; if that is too low, reserving the frames says so.
 pub fn raise_memory_lock_limit() {

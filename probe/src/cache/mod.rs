@@ -14,10 +14,11 @@
 pub mod measure;
 mod table;
 
+use crate::sys::prefetch;
 use measure::{Measure, More};
 use nagare_wire::flow::{Counters, Direction, FlowEndReason, FlowRecord, Origin};
 use nagare_wire::observation::{ADDRESS_BITS, CompactKey, KIND_PLAIN, KIND_WIDE_IPV6, Observation, Wide, WideKey};
-use table::{ALL, Cold, Group, Hot, Outer, Pages, SLOTS, Slot, prefetch};
+use table::{ALL, Cold, Group, Hot, Outer, Pages, SLOTS, Slot};
 
 /// A conversation that has ended (FIN or RST) waits this long for its last acknowledgements.
 const LINGER_US: u64 = 1_000_000;

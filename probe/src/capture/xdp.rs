@@ -504,6 +504,10 @@ impl Port {
         // SAFETY: the socket and the descriptors that it fills in are of the queue's UMEM.
         let frames = unsafe { self.rx.consume(&mut self.held[kept..]) };
         self.held.truncate(kept + frames);
+        for descriptor in &self.held[kept..] {
+            // SAFETY: as below; nothing is read yet. Another core has just written it.
+            unsafe { self.queue.umem.data(descriptor) }.contents().first().into_iter().for_each(sys::prefetch);
+        }
         for descriptor in &mut self.held[kept..] {
             // SAFETY: the kernel handed this frame over, and it goes back after the loop only.
             let mut data = unsafe { self.queue.umem.data_mut(descriptor) };
