@@ -34,6 +34,28 @@ def ethernet(kinds, octets):
     return frame(ETHERNET, MACS + bytes.fromhex(kinds) + octets)
 
 
+
+
+def ipv4(protocol, payload):
+    return struct.pack(">BBHIBBH", 0x45, 0, 20 + len(payload), 0, 64, protocol, 0) + b"\xc0\0\2\1\xc0\0\2\2" + payload
+
+
+def udp(port, payload):
+    return ipv4(17, struct.pack(">HHHH", 49153, port, 8 + len(payload), 0) + payload)
+
+
+FRAME = MACS + b"\x08\0" + TCP
+TUNNELLED = [
+    ipv4(4, TCP), ipv4(41, HOPS), ipv4(47, b"\0\0\x08\0" + TCP), ipv4(47, bytes.fromhex("b0006558000000000000002a00000001") + FRAME),
+    ipv4(47, bytes.fromhex("3001880b002a000900000001ff030021") + TCP), ipv4(47, bytes.fromhex("000088be") + FRAME),
+    ipv4(47, bytes.fromhex("100088be000000011005006400000000") + FRAME),
+    ipv4(47, bytes.fromhex("100022eb00000001200500640000000000000801") + bytes(8) + TCP),
+    udp(4789, bytes.fromhex("0800000000002a00") + FRAME), udp(6081, bytes.fromhex("0100655800002a0000000000") + FRAME),
+    udp(2152, bytes.fromhex("34ff003400000007000000850110008502100000") + bytes(4) + TCP),
+    udp(1701, bytes.fromhex("4a020030000100020001000200030000") + b"\0\x21" + TCP), udp(1701, bytes.fromhex("0003000000000007") + FRAME),
+    ipv4(115, bytes.fromhex("00000007ffffffff") + FRAME), udp(3544, bytes.fromhex("00000000") + bytes(4) + HOPS),
+]
+
 PACKETS = {
     "ethernet": ethernet("0800", TCP) + ethernet("86dd", ipv6(17, UDP)),
     "tags": ethernet("81000005 0800", TCP) + ethernet("88a80007 81000005 86dd", HOPS),
@@ -45,6 +67,7 @@ PACKETS = {
     "cooked": frame(SLL, bytes.fromhex("00000001000602000000000100000800") + TCP)
     + frame(SLL2, bytes.fromhex("0800000000000001000100060200000000010000") + TCP),
     "small links": frame(NULL, b"\2\0\0\0" + TCP) + frame(PPP, b"\xff\3\0\x57" + HOPS) + frame(HDLC, b"\x0f\0\x08\0" + TCP),
+    "tunnels": b"".join(frame(RAW, octets) for octets in TUNNELLED),
     "ppi": frame(PPI, bytes.fromhex("00000c000100000000000000") + MACS + b"\x08\0" + TCP),
 }
 
@@ -131,7 +154,12 @@ CAPTURES["pcap cut"] = pcap("<", FRAMES)[:-7]
 # Of each packing of the target `capture_file` one with every file.
 CAPTURES = {f"{name} {packing}": bytes([packing, 37]) + text for name, text in CAPTURES.items() for packing in range(5)}
 
-TARGETS = {"packet": PACKETS, "ipfix": MESSAGES, "ipfix_roundtrip": {"empty": b""}, "capture_file": CAPTURES}
+# Of the target `cache`: flows that come and go, with all measured or not, in a large cache or a small one.
+STEPS = b"".join(bytes([20 + n % 200, n % 7, n * 5 % 256, n * 37 % 256]) for n in range(120))
+STEPS += bytes([3, 0, 0, 200, 16, 4, 0, 0]) + STEPS + bytes([17, 255, 0, 0]) + STEPS
+STEPS = {f"{choice}": bytes([choice]) + STEPS for choice in (0, 2, 1 | 9 << 2, 3 | 3 << 2)}
+
+TARGETS = {"packet": PACKETS, "cache": STEPS, "ipfix": MESSAGES, "ipfix_roundtrip": {"empty": b""}, "capture_file": CAPTURES}
 
 
 def main():

@@ -21,7 +21,7 @@ use nagare_wire::observation::{ADDRESS_BITS, CompactKey, KIND_PLAIN, KIND_WIDE_I
 use table::{ALL, Cold, Group, Hot, Outer, Pages, SLOTS, Slot};
 
 /// A conversation that has ended (FIN or RST) waits this long for its last acknowledgements.
-const LINGER_US: u64 = 1_000_000;
+pub const LINGER_US: u64 = 1_000_000;
 /// A tick of the wheel is 2^18 microseconds: 262 milliseconds.
 const TICK_SHIFT: u32 = 18;
 /// How far ahead a flow is armed at most; it is armed again when that has passed.
