@@ -371,7 +371,7 @@ impl Selector {
         self.random ^= self.random << 25;
         self.random ^= self.random >> 27;
         let random = self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
-        self.chosen = (random * u64::from(one_in) >> 32) as u32;
+        self.chosen = ((random * u64::from(one_in)) >> 32) as u32;
     }
 }
 

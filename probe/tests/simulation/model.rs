@@ -53,7 +53,7 @@ pub fn limits(flows_max: usize, measure: bool) -> CacheLimits {
 }
 
 fn observation(flow: u16, reverse: bool, flags: u16, octets: u16, time_us: u64) -> Observation {
-    let protocol = if flow % 3 == 0 { UDP } else { TCP };
+    let protocol = if flow.is_multiple_of(3) { UDP } else { TCP };
     let (kind, wide) = match flow % 7 {
         0 => (KIND_WIDE_IPV6, WideKey { addresses: [[flow as u8 & 0x7f; 16], [255; 16]], ..WideKey::default() }),
         1 => {
