@@ -292,7 +292,7 @@ fn tls_lets_no_one_in_who_should_stay_out() {
 
 #[test]
 fn the_host_is_not_cut_off_without_force() {
-    let output = run("nagare-probe", &["-i", "lo", "--dump", "csv"]).unwrap();
+    let output = run("nagare-probe", &["-i", "lo", "--mode", "mirror", "--dump", "csv"]).unwrap();
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && log.contains("--force") && log.contains("consumed"), "{log}");
 }
