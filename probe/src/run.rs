@@ -27,6 +27,8 @@ const RING_RECORDS: usize = 1 << 16;
 const FRAMES_MAX: u64 = 1 << 22;
 /// Records that a connection may have sent without an answer: more than the kernel's largest buffers hold of the smallest.
 const UNACKNOWLEDGED_MAX: u64 = 1 << 20;
+/// What is on its way when the workers have ended is counted after this, at most.
+const SETTLE: Duration = Duration::from_secs(1);
 /// How often the main thread looks after the others.
 const TICK: Duration = Duration::from_millis(250);
 /// The same where a file may end at any moment, and somebody waits for that.
@@ -58,6 +60,7 @@ fn run_file(plan: &Plan, path: &str, stop: &Stop) -> Result<Outcome, Box<dyn Err
     let counters = capture.counters();
     let meters = meters(plan.workers);
     let read = meters.clone();
+    let settling = counters.clone();
     let books = move || {
         let workers = read.iter().map(|meter| (meter.received.get(), Vec::new())).collect();
         let file = counters.figures();
@@ -67,7 +70,9 @@ fn run_file(plan: &Plan, path: &str, stop: &Stop) -> Result<Outcome, Box<dyn Err
     };
     let memory = vec![("capture file chunks".to_string(), FileCapture::memory_bytes() as u64)];
     let captures: Vec<(String, ReadCapture)> = vec![(path.to_string(), Box::new(books))];
-    let probe = Probe { plan, meters, captures, memory };
+    // Of a file that is left, the reader still counts what it was just handing on.
+    let settled = Box::new(move || settling.figures().in_flight == 0);
+    let probe = Probe { plan, meters, captures, memory, settled };
     let mut outcome = probe.run(sources, stop, true, || ())?;
     match capture.outcome() {
         Ok(summary) => log::info!("{path}: {} packets read", summary.packets),
@@ -103,7 +108,7 @@ fn run_interfaces(plan: &Plan, names: &[String], stop: &Stop) -> Result<Outcome,
         let (what, bytes) = capture.memory();
         (if names.len() == 1 { what.to_string() } else { format!("{what} of {name}") }, bytes)
     });
-    let probe = Probe { plan, meters: meters(plan.workers), captures, memory: memory.collect() };
+    let probe = Probe { plan, meters: meters(plan.workers), captures, memory: memory.collect(), settled: Box::new(|| true) };
     let sources = shares.into_iter().map(Interfaces::new).collect();
     probe.run(sources, stop, false, || opened.iter_mut().for_each(|capture| capture.detach()))
 }
@@ -118,6 +123,8 @@ struct Probe<'a> {
     meters: Vec<Arc<MeterCounters>>,
     captures: Vec<(String, ReadCapture)>,
     memory: Vec<(String, u64)>,
+    /// Whether nothing is on its way any more, once the workers have ended.
+    settled: Box<dyn Fn() -> bool>,
 }
 
 impl Probe<'_> {
@@ -171,6 +178,10 @@ impl Probe<'_> {
         let mut failures = Vec::new();
         for worker in workers {
             failures.extend(join_worker(worker));
+        }
+        let deadline = Instant::now() + SETTLE;
+        while !(self.settled)() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
         }
         match exporter.join() {
             Ok(broken) => failures.extend(broken),
