@@ -22,6 +22,8 @@ pub enum Kind {
     Rings,
     /// Nagare, by XDP.
     Nagare,
+    /// Nagare, rings four times as deep.
+    NagareDeep,
     /// Nagare, everything measured.
     NagareFull,
     /// Nagare, by AF_PACKET.
@@ -50,7 +52,8 @@ impl Kind {
         match self {
             Kind::Rings => "AF_XDP rings alone",
             Kind::Nagare => "Nagare",
-            Kind::NagareFull => "Nagare, all measured",
+            Kind::NagareDeep => "Nagare, deep rings",
+            Kind::NagareFull => "Nagare, measures all",
             Kind::NagarePacket => "Nagare, AF_PACKET",
             Kind::Softflowd => "softflowd",
             Kind::Nfpcapd => "nfpcapd",
@@ -71,7 +74,9 @@ impl Probe {
         let find = |kind: Kind| {
             let program = match kind {
                 Kind::Rings => std::env::current_exe().ok()?,
-                Kind::Nagare | Kind::NagareFull | Kind::NagarePacket => crate::lab::built("nagare-probe"),
+                Kind::Nagare | Kind::NagareDeep | Kind::NagareFull | Kind::NagarePacket => {
+                    crate::lab::built("nagare-probe")
+                }
                 Kind::Softflowd => on_path("softflowd")?,
                 Kind::Nfpcapd => on_path("nfpcapd")?,
                 Kind::Pmacctd => on_path("pmacctd")?,
@@ -113,6 +118,9 @@ impl Probe {
                 Passing::attach(index).expect("root may attach a program")
             })
         });
+        // What another run left would be counted as this one's.
+        std::fs::remove_dir_all(scratch).ok();
+        std::fs::create_dir_all(scratch).expect("the directory above is there");
         let sink = lab.within(&lab.probe(), Sink::new);
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &lab.probe(), "taskset", "-c", "1"]).arg(&self.program);
@@ -152,11 +160,12 @@ impl Probe {
                 command.args(["-i", &format!("raw;ifc={interface};blocks=256;pkts=64"), "-s", "cache;size=18"]);
                 command.args(["-o", &format!("ipfix;host=127.0.0.1;port={to};udp")]);
             }
-            Kind::Nagare | Kind::NagareFull | Kind::NagarePacket => {
+            Kind::Nagare | Kind::NagareDeep | Kind::NagareFull | Kind::NagarePacket => {
                 let books = scratch.join("books.json");
                 command.args(["-i", interface, "--collector", &format!("udp://{receiver}"), "--cores", "1"]);
                 command.args(["--flows-max", &flows, "--stats-json"]).arg(books);
                 match self.kind {
+                    Kind::NagareDeep => command.args(["--ring-frames", "16384"]),
                     Kind::NagareFull => command.args(["--template", "full"]),
                     Kind::NagarePacket => command.args(["--mode", "packet", "--ring-frames", "32768"]),
                     _ => command,

@@ -367,21 +367,23 @@ fn tshark_reads_the_exporter() {
     let directory = tempfile::tempdir().unwrap();
     let (file, traffic) = capture(directory.path());
     let ipfix = directory.path().join("office.ipfix");
-    probe_file(&file, &["--export-file", ipfix.to_str().unwrap()]);
-    let mut command = Command::new("tshark");
-    command.args(["-r", ipfix.to_str().unwrap(), "-T", "fields", "-E", "separator=;"]);
-    command.args(["-e", "cflow.packets", "-e", "cflow.octets", "-e", "_ws.expert.message"]);
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
-    // tshark shows both directions' counters under one name.
-    let cells = |column: usize| text.lines().filter_map(move |row| row.split(';').nth(column));
-    let sum =
-        |column| cells(column).flat_map(|cell| cell.split(',').filter_map(|n| n.parse::<u64>().ok())).sum::<u64>();
-    let [packets, octets, rev_packets, rev_octets] = sums(&traffic.flows);
-    assert_eq!([sum(0), sum(1)], [packets + rev_packets, octets + rev_octets], "{text}");
-    let complaints: Vec<_> = cells(2).filter(|cell| !cell.is_empty()).collect();
-    assert!(complaints.is_empty(), "tshark complains: {complaints:?}");
+    for more in [&[][..], &["--template", "full"], &["--template", "full", "--tunnels", "inner"]] {
+        probe_file(&file, &[&["--export-file", ipfix.to_str().unwrap()], more].concat());
+        let mut command = Command::new("tshark");
+        command.args(["-r", ipfix.to_str().unwrap(), "-T", "fields", "-E", "separator=;"]);
+        command.args(["-e", "cflow.packets", "-e", "cflow.octets", "-e", "_ws.expert.message"]);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        // tshark shows both directions' counters under one name.
+        let cells = |column: usize| text.lines().filter_map(move |row| row.split(';').nth(column));
+        let sum =
+            |column| cells(column).flat_map(|cell| cell.split(',').filter_map(|n| n.parse::<u64>().ok())).sum::<u64>();
+        let [packets, octets, rev_packets, rev_octets] = sums(&traffic.flows);
+        assert_eq!([sum(0), sum(1)], [packets + rev_packets, octets + rev_octets], "{more:?}: {text}");
+        let complaints: Vec<_> = cells(2).filter(|cell| !cell.is_empty()).collect();
+        assert!(complaints.is_empty(), "{more:?}: tshark complains: {complaints:?}");
+    }
 }
 
 #[test]

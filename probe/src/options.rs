@@ -88,7 +88,7 @@ pub struct Options {
     /// Capture as mirror even where the host uses the interface: its frames are consumed, the host is cut off
     #[arg(long, help_heading = "Capture")]
     pub force: bool,
-    /// Octets of each frame that are captured; lengths stay those on the wire [default: 256]
+    /// Octets of each frame that are captured (host: 192 at most); lengths stay those on the wire [default: 256]
     #[arg(short = 's', long, value_name = "OCTETS", help_heading = "Capture")]
     pub snaplen: Option<u32>,
     /// Let a worker without frames drive the interface's queue itself (mirror): less delay and fewer interrupts, more CPU

@@ -108,7 +108,8 @@ fn run_interfaces(plan: &Plan, names: &[String], stop: &Stop) -> Result<Outcome,
         let (what, bytes) = capture.memory();
         (if names.len() == 1 { what.to_string() } else { format!("{what} of {name}") }, bytes)
     });
-    let probe = Probe { plan, meters: meters(plan.workers), captures, memory: memory.collect(), settled: Box::new(|| true) };
+    let probe =
+        Probe { plan, meters: meters(plan.workers), captures, memory: memory.collect(), settled: Box::new(|| true) };
     let sources = shares.into_iter().map(Interfaces::new).collect();
     probe.run(sources, stop, false, || opened.iter_mut().for_each(|capture| capture.detach()))
 }
