@@ -16,7 +16,7 @@ use std::hint::black_box;
 const BATCH: usize = 64;
 
 fn made(flows: u64) -> Vec<[u8; 64]> {
-    frames(&Load { flows, new_flows: 0, full: false, packets: 0 })
+    frames(&Load { flows, new_flows: 0, zipf: false, full: false, packets: 0 })
 }
 
 fn captured(bytes: &[u8], time_ns: u64) -> Captured<'_> {

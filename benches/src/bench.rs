@@ -3,7 +3,7 @@
 
 use clap::{Parser, Subcommand, ValueEnum};
 use nagare_benches::lab::{Lab, TAP};
-use nagare_benches::memory::{LINE_RATE, Load, Metered, baseline, frames, memory_limit, meter};
+use nagare_benches::memory::{LINE_RATE, Load, Metered, baseline, frames, memory_limit, meter, replay};
 use nagare_benches::peers::{Kind, Probe};
 use nagare_benches::plot::{Bar, bars};
 use nagare_benches::wire::{Found, Mix, Trial};
@@ -33,6 +33,12 @@ struct CommandLine {
     /// Core that meters frames in memory; its neighbour takes the records
     #[arg(long, default_value_t = 1)]
     core: usize,
+    /// A capture file of your own, replayed from memory in the section memory
+    #[arg(long, value_name = "FILE")]
+    pcap: Option<String>,
+    /// So many copies of its packets, each with other addresses
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    copies: u32,
     /// The program of ipfixprobe, if it is to be beside
     #[arg(long, value_name = "PROGRAM")]
     ipfixprobe: Option<PathBuf>,
@@ -107,9 +113,9 @@ struct Row {
 }
 
 fn rows(quick: bool) -> Vec<Row> {
-    let row = |name, (flows, new_flows, full), target_mpps, target_ratio| {
+    let row = |name, (flows, new_flows, full), target_mpps: f64, target_ratio| {
         let packets = if new_flows > 0 { 2 * LINE_RATE } else { 60_000_000 };
-        Row { name, load: Load { flows, new_flows, full, packets }, target_mpps, target_ratio }
+        Row { name, load: Load { flows, new_flows, zipf: false, full, packets }, target_mpps, target_ratio }
     };
     let mut rows = vec![
         row("10,000 flows", (10_000, 0, false), 40.0, None),
@@ -118,6 +124,8 @@ fn rows(quick: bool) -> Vec<Row> {
         row("1,000,000 flows, as many new a second", (1_000_000, 1_000_000, false), 14.88, Some(0.20)),
         row("1,000,000 flows, all measured", (1_000_000, 0, true), 14.88, Some(0.20)),
     ];
+    let zipf = Load { flows: 1_000_000, new_flows: 0, zipf: true, full: false, packets: 60_000_000 };
+    rows.push(Row { name: "1,000,000 flows by Zipf's law", load: zipf, target_mpps: 25.0, target_ratio: None });
     if quick {
         rows.retain(|row| row.load.flows <= 1_000_000);
     }
@@ -158,9 +166,30 @@ fn in_memory(command: &CommandLine) -> Result<Value, Box<dyn Error>> {
         }));
         picture.push(Bar { name: row.name.into(), value: median.mpps, target: Some(row.target_mpps) });
     }
+    if let Some(pcap) = &command.pcap {
+        found.push(replayed(command, pcap)?);
+    }
     let title = "64-byte frames in memory, one core (red: target)";
     std::fs::write(command.out.join("memory.svg"), bars(title, "Mpps", &picture))?;
     Ok(json!({ "memory_limit_mlines": { "64MiB": limits[0], "256MiB": limits[1] }, "rows": found }))
+}
+
+/// A capture of the user's, over and over.
+fn replayed(command: &CommandLine, pcap: &str) -> Result<Value, Box<dyn Error>> {
+    let frames = replay(pcap, command.copies.max(1))?;
+    if frames.is_empty() {
+        return Err(format!("{pcap} holds no Ethernet frames").into());
+    }
+    let load = Load { flows: frames.len() as u64, new_flows: 0, zipf: false, full: false, packets: 20_000_000 };
+    let (metered, plain) = (meter(&load, &frames, command.core), baseline(&load, &frames));
+    let name = format!("{} copies of {pcap}", command.copies.max(1));
+    println!(
+        "{name:<38} {:>7.1} {:>7} {:>8} {:>8} {plain:>9.1} {:>11.0}",
+        metered.mpps, "-", "-", "-", metered.bytes_per_flow
+    );
+    Ok(
+        json!({ "name": name, "frames": frames.len(), "mpps": metered.mpps, "records": metered.records, "hash_map_mpps": plain }),
+    )
 }
 
 fn from_file(command: &CommandLine) -> Result<Value, Box<dyn Error>> {

@@ -32,7 +32,7 @@ pub struct Metered {
 /// # Errors
 /// The file's.
 pub fn write(path: &Path, packets: u64) -> io::Result<()> {
-    let made = frames(&Load { flows: FLOWS, new_flows: 0, full: false, packets: 0 });
+    let made = frames(&Load { flows: FLOWS, new_flows: 0, zipf: false, full: false, packets: 0 });
     let mut out = BufWriter::with_capacity(1 << 20, std::fs::File::create(path)?);
     for word in [0xa1b2_c3d4u32, 0x0004_0002, 0, 0, 65_535, 1] {
         out.write_all(&word.to_le_bytes())?;
