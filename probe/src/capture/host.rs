@@ -24,6 +24,7 @@ pub struct HostCapture {
     shares: Vec<Share>,
     detached: Arc<AtomicBool>,
     way: &'static str,
+    directions: &'static str,
     workers: u32,
     memory_bytes: u64,
 }
@@ -45,13 +46,15 @@ impl HostCapture {
             let (ring, detached) = (host.take_ring(worker)?, detached.clone());
             shares.push(Share::Host(HostSource { ring, link, ifindex, number: options.number, detached }));
         }
-        let way = host.attach(interface, guard::hardware_type(interface)? != guard::LOOPBACK)?;
+        let is_loopback = guard::hardware_type(interface)? == guard::LOOPBACK;
+        let way = host.attach(interface, !is_loopback)?;
         Ok(HostCapture {
             interface: interface.into(),
             host: Arc::new(Mutex::new(host)),
             shares,
             detached,
             way,
+            directions: if is_loopback { "what comes in" } else { "both directions" },
             workers: options.workers.max(1),
             memory_bytes: u64::from(ring_octets) * u64::from(options.workers.max(1)),
         })
@@ -60,9 +63,9 @@ impl HostCapture {
 
 impl InterfaceCapture for HostCapture {
     fn startup_line(&self) -> String {
-        let (interface, way, workers) = (&self.interface, self.way, self.workers);
+        let (interface, way, directions, workers) = (&self.interface, self.way, self.directions, self.workers);
         let plural = if workers == 1 { "" } else { "s" };
-        format!("{interface}: mode host, both directions by {way}, {workers} worker{plural}; all traffic passes")
+        format!("{interface}: mode host, {directions} by {way}, {workers} worker{plural}; all traffic passes")
     }
 
     fn take_shares(&mut self) -> Vec<Share> {
