@@ -144,7 +144,8 @@ fn an_interface_that_the_host_uses_keeps_working() {
     transfer(&lab);
     let (without, ..) = transfer(&lab);
     for workers in ["1", "2"] {
-        let probe = Probe::start(&lab, directory.path(), &["-i", TAP, "--workers", workers]);
+        let arguments = ["-i", TAP, "--workers", workers, "--ring-frames", "16384"];
+        let probe = Probe::start(&lab, directory.path(), &arguments);
         let (with, port, sent) = transfer(&lab);
         let (rows, books, log) = probe.stop();
         assert!(log.contains("mode host") && log.contains("all traffic passes"), "{log}");
@@ -214,7 +215,11 @@ fn both_directions_of_a_tap_meet() {
     };
     let there = office.frames.iter().filter(|frame| is_there(frame)).count() as u64;
     for workers in ["1", "2"] {
-        let started = Probe::start(&lab, directory.path(), &["-i", TAP, "-i", "tap1", "--workers", workers]);
+        let started = Probe::start(
+            &lab,
+            directory.path(),
+            &["-i", TAP, "-i", "tap1", "--workers", workers, "--ring-frames", "16384"],
+        );
         lab.send(|| {
             let [there, back] = [WIRE, "wire1"].map(|interface| Sender::open(interface).unwrap());
             for (number, frame) in office.frames.iter().enumerate() {
