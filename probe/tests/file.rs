@@ -173,6 +173,21 @@ fn clocks_of_any_resolution_and_offset() {
     }
 }
 
+/// Nothing was captured of packets but their headers, of which one ends where a chunk of the reader does.
+#[test]
+fn packets_of_no_octets_are_read_and_named() {
+    let packet = |octets: usize| Packet { time_ns: 1_000_000_000, wire_len: 60, bytes: vec![0; octets] };
+    let packets: Vec<Packet> = std::iter::once(packet(8)).chain((0..33_000).map(|_| packet(0))).collect();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("empty.pcap");
+    std::fs::write(&path, writer::pcap(LITTLE, false, 1, &packets)).unwrap();
+    for workers in [1, 2] {
+        let read = read(&path, workers).unwrap();
+        read.outcome.unwrap();
+        assert_eq!(read.figures.handed, 33_001);
+    }
+}
+
 #[test]
 fn sections_interfaces_and_every_packet_block() {
     let packets = traffic::zoo();

@@ -32,11 +32,9 @@ use std::time::Duration;
 const CHUNK: usize = 512 << 10;
 /// Chunks that may wait for a worker.
 const CHUNKS_WAITING: usize = 4;
-/// Frames of a chunk that there is room for from the start: as many as are short ones.
-const PLACES: usize = CHUNK / 76;
 /// So many frames ahead, and so many octets of each, are asked for while one is metered.
 const LOOK_AHEAD: usize = 12;
-const HEADERS: u32 = 64;
+const HEADERS: usize = 64;
 /// Fragmented datagrams whose ports are remembered for steering.
 const DATAGRAMS: usize = 4096;
 
@@ -180,6 +178,12 @@ struct Place {
     link: LinkType,
 }
 
+impl Place {
+    fn of<'a>(&self, chunk: &'a [u8]) -> &'a [u8] {
+        &chunk[self.start as usize..(self.start + self.length) as usize]
+    }
+}
+
 /// One worker's frames of a chunk. However it ends, its frames are in the books.
 struct Batch {
     chunk: Arc<Vec<u8>>,
@@ -229,10 +233,11 @@ impl CaptureSource for FileSource {
             self.clock_ns = self.clock_ns.max(place.time_ns);
             // The reader's core has them in its cache: they are asked for before they are needed.
             if let Some(ahead) = places.get(index + LOOK_AHEAD) {
-                prefetch(&batch.chunk[ahead.start as usize]);
-                prefetch(&batch.chunk[(ahead.start + ahead.length.min(HEADERS)) as usize - 1]);
+                let bytes = ahead.of(&batch.chunk);
+                let headers = &bytes[..bytes.len().min(HEADERS)];
+                headers.first().into_iter().chain(headers.last()).for_each(prefetch);
             }
-            let bytes = &batch.chunk[place.start as usize..(place.start + place.length) as usize];
+            let bytes = place.of(&batch.chunk);
             each(Frame {
                 link: place.link,
                 bytes,
@@ -302,7 +307,7 @@ impl Reader {
             ignored: 0,
             clock_ns: 0,
             steering: Steering::new(workers.len(), options),
-            places: workers.iter().map(|_| Vec::with_capacity(PLACES)).collect(),
+            places: workers.iter().map(|_| Vec::new()).collect(),
             workers: workers.into_iter().map(Some).collect(),
             counters,
         })
@@ -403,9 +408,11 @@ impl Reader {
         self.counters.packets.store(self.packets, Release);
         self.counters.ignore_link_type.store(self.ignored, Release);
         for (worker, places) in self.workers.iter_mut().zip(&mut self.places) {
+            // The next chunk will hold about as many.
+            let next = Vec::with_capacity(places.len());
             let batch = Batch {
                 chunk: self.chunks.share(),
-                places: std::mem::replace(places, Vec::with_capacity(PLACES)),
+                places: std::mem::replace(places, next),
                 handed: 0,
                 clock_ns: self.clock_ns,
                 counters: Arc::clone(&self.counters),
