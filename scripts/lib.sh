@@ -87,7 +87,7 @@ package_of() {
     case $1 in
         ip) echo iproute2 ;;
         nfcapd | nfdump) echo nfdump ;;
-        unshare | nsenter | setpriv) echo util-linux ;;
+        unshare | nsenter | setpriv | taskset) echo util-linux ;;
         systemd-analyze | systemctl) echo systemd ;;
         sysctl | pgrep) echo procps ;;
         column) echo bsdextrautils ;;

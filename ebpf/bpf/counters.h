@@ -16,7 +16,7 @@ struct {
 	__type(value, __u64);
 } counters SEC(".maps");
 
-static __always_inline void count(__u32 index, __u32 packets)
+static __always_inline void count(__u32 index, long packets)
 {
 	__u64 *counter = bpf_map_lookup_elem(&counters, &index);
 

@@ -107,7 +107,7 @@ static __always_inline __u32 first_type(struct nagare_frame *frame)
 	return config.has_ethernet ? TYPE_ETHERNET : by_version(frame, 0, frame->captured);
 }
 
-static __always_inline int meter(struct __sk_buff *skb, __u32 outgoing)
+static __always_inline int meter(struct __sk_buff *skb)
 {
 	__u32 zero = 0, worker, packets = skb->gso_segs ? skb->gso_segs : 1;
 	struct nagare_frame *frame = bpf_map_lookup_elem(&scratch, &zero);
@@ -115,7 +115,6 @@ static __always_inline int meter(struct __sk_buff *skb, __u32 outgoing)
 	count(NAGARE_COUNTER_SEEN, packets);
 	if (!frame)
 		return TC_ACT_UNSPEC;
-	frame->outgoing = outgoing;
 	if (copy(skb, frame, config.has_ethernet)) {
 		count(NAGARE_COUNTER_UNREADABLE, packets);
 		return TC_ACT_UNSPEC;
@@ -123,20 +122,25 @@ static __always_inline int meter(struct __sk_buff *skb, __u32 outgoing)
 	frame->time_ns = bpf_ktime_get_ns();
 	frame->packets = packets;
 	worker = worker_of(frame, first_type(frame), frame->length);
-	count(hand_over(frame, worker) ? NAGARE_COUNTER_LOST : NAGARE_COUNTER_STEERED + worker, packets);
+	/* Counted before the worker can have it: whoever reads the books must not find more metered than was given. */
+	count(NAGARE_COUNTER_STEERED + worker, packets);
+	if (hand_over(frame, worker)) {
+		count(NAGARE_COUNTER_STEERED + worker, -(long)packets);
+		count(NAGARE_COUNTER_LOST, packets);
+	}
 	return TC_ACT_UNSPEC;
 }
 
 SEC("classifier")
 int nagare_ingress(struct __sk_buff *skb)
 {
-	return meter(skb, 0);
+	return meter(skb);
 }
 
 SEC("classifier")
 int nagare_egress(struct __sk_buff *skb)
 {
-	return meter(skb, 1);
+	return meter(skb);
 }
 
 /* The index of the socket of the fanout group that a packet goes to. */

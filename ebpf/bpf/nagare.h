@@ -41,8 +41,7 @@ struct nagare_frame {
 	__u32 length;    /* of the frame, octets */
 	__u16 captured;  /* octets of it that are here */
 	__u16 packets;   /* that it is or will be on the wire: more than one where segmentation is offloaded */
-	__u8 outgoing;
-	__u8 octets[255];
+	__u8 octets[256];
 };
 _Static_assert(sizeof(struct nagare_frame) == 272, "nagare_frame has padding");
 

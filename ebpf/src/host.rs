@@ -1,6 +1,6 @@
 //! The programs of an interface that the host uses: load, attach, rings, counters, detach; and the fanout of AF_PACKET.
 
-use crate::error::Error;
+use crate::error::{Error, chain};
 use crate::layout::{COUNTER_STEERED, HostFrame, RINGS_MAX};
 use crate::program::{Counters, Steering};
 use aya::maps::{MapData, RingBuf};
@@ -72,15 +72,16 @@ impl Host {
             let tcx = TcAttachOptions::TcxOrder(LinkOrder::first());
             let link = match program.attach_with_options(interface, direction, tcx) {
                 Ok(link) => link,
-                Err(_) => {
+                Err(no_tcx) => {
                     way = "clsact";
                     // There may be one already; if there is none, attaching says so.
                     let _ = tc::qdisc_add_clsact(interface);
                     let _ = tc::qdisc_detach_program(interface, direction, name);
                     let filter = TcAttachOptions::Netlink(NlOptions::default());
-                    program
-                        .attach_with_options(interface, direction, filter)
-                        .map_err(|error| Error::new("attaching the tc program", error))?
+                    program.attach_with_options(interface, direction, filter).map_err(|error| {
+                        let refusals = format!("as tcx: {}; as a clsact filter: {}", chain(&no_tcx), chain(&error));
+                        Error::new("attaching the tc program", refusals)
+                    })?
                 }
             };
             let link =
@@ -128,11 +129,9 @@ impl HostRing {
     /// Hands the next frame to `each`; false where there is none.
     pub fn next(&mut self, each: impl FnOnce(&HostFrame)) -> bool {
         let Some(item) = self.0.next() else { return false };
-        debug_assert_eq!(item.len(), size_of::<HostFrame>());
-        if item.len() >= size_of::<HostFrame>() {
-            // SAFETY: the item has the size, records of a ring are aligned to 8 octets, and any octets are a HostFrame.
-            each(unsafe { &*item.as_ptr().cast::<HostFrame>() });
-        }
+        assert_eq!(item.len(), size_of::<HostFrame>(), "the program writes whole frames");
+        // SAFETY: the item has the size, records of a ring are aligned to 8 octets, and any octets are a HostFrame.
+        each(unsafe { &*item.as_ptr().cast::<HostFrame>() });
         true
     }
 }

@@ -40,10 +40,8 @@ pub struct HostFrame {
     pub captured: u16,
     /// Packets that it was or will be on the wire.
     pub packets: u16,
-    /// 1 where the host sends it.
-    pub outgoing: u8,
     /// The beginning of the frame, of which `captured` octets count.
-    pub octets: [u8; 255],
+    pub octets: [u8; 256],
 }
 
 /// `struct nagare_config`.

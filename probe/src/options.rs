@@ -1,7 +1,9 @@
 //! What the operator asked for: the command line over the TOML file, made once into what the probe uses.
 
 use crate::cache::CacheLimits;
+use crate::capture::CaptureOptions;
 use crate::capture::interfaces::Mode;
+use crate::capture::xdp::SNAPLEN_MAX;
 use crate::exporter::output::Format;
 use crate::select::{Rate, Selection};
 use nagare_service::endpoint::{Endpoint, Scheme};
@@ -268,8 +270,6 @@ impl From<OptionsError> for PlanError {
 
 /// Observation Points that a flow can tell apart.
 const INTERFACES_MAX: usize = 15;
-/// What a frame of AF_XDP's memory holds.
-const SNAPLEN_MAX: u32 = 1776;
 
 fn is_interface(name: &str) -> bool {
     name != "-" && !name.contains('/') && std::path::Path::new("/sys/class/net").join(name).exists()
@@ -318,11 +318,11 @@ impl Options {
         if limits.flows_max == 0 || limits.flows_max > u32::MAX as usize / 2 {
             return Err(PlanError(format!("--flows-max {} is not between 1 and {}", limits.flows_max, u32::MAX / 2)));
         }
-        let ring_frames = self.ring_frames.unwrap_or(4096);
+        let ring_frames = self.ring_frames.unwrap_or(CaptureOptions::default().ring_frames);
         if !ring_frames.is_power_of_two() || !(64..=1 << 16).contains(&ring_frames) {
             return Err(PlanError(format!("--ring-frames {ring_frames} is not a power of two between 64 and 65536")));
         }
-        let snaplen = self.snaplen.unwrap_or(256);
+        let snaplen = self.snaplen.unwrap_or(CaptureOptions::default().snaplen);
         if !(64..=SNAPLEN_MAX).contains(&snaplen) {
             return Err(PlanError(format!("--snaplen {snaplen} is not between 64 and {SNAPLEN_MAX} octets")));
         }

@@ -293,7 +293,7 @@ impl PacketRing {
                 0 => 0x8100,
                 kind => kind,
             };
-            let tag = [kind.to_be_bytes(), (header.hv1.tp_vlan_tci as u16).to_be_bytes()].concat();
+            let tag = (u32::from(kind) << 16 | header.hv1.tp_vlan_tci & 0xffff).to_be_bytes();
             from -= VLAN_TAG;
             // SAFETY: the reserve makes room for the tag before the frame, in a block that is ours: the addresses move to the
             // front of it.

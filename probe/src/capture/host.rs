@@ -3,16 +3,17 @@
 //! Each worker has one BPF ring buffer. What finds it full is not metered, and counted.
 
 use super::guard;
-use super::{CaptureError, CaptureOptions, Frame, InterfaceCapture, Share, Taken, clock, link_of};
-use crate::books::CaptureBooks;
+use super::{
+    CaptureError, CaptureOptions, Detached, Frame, InterfaceCapture, NicLosses, Share, Taken, clock, counted, link_of,
+};
+use crate::books::{CaptureBooks, ReadCapture};
 use nagare_ebpf::{Counters, Host, HostFrame, HostRing};
 use nagare_wire::packet::LinkType;
 use nix::poll::{PollFd, PollFlags};
+use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use std::{io, thread};
 
 /// A packet that was in a program when it was detached is in its ring after this.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -21,8 +22,9 @@ const SETTLE: Duration = Duration::from_millis(20);
 pub struct HostCapture {
     interface: String,
     host: Arc<Mutex<Host>>,
+    nic: Arc<NicLosses>,
     shares: Vec<Share>,
-    detached: Arc<AtomicBool>,
+    detached: Detached,
     way: &'static str,
     directions: &'static str,
     workers: u32,
@@ -40,7 +42,7 @@ impl HostCapture {
         let ring_octets = options.ring_frames.saturating_mul(size_of::<HostFrame>() as u32).next_power_of_two();
         let ring_octets = ring_octets.max(1 << 16);
         let mut host = Host::load(options.steering(), ring_octets, link == LinkType::Ethernet)?;
-        let detached = Arc::<AtomicBool>::default();
+        let detached = Detached::default();
         let mut shares = Vec::new();
         for worker in 0..options.workers.max(1) {
             let (ring, detached) = (host.take_ring(worker)?, detached.clone());
@@ -51,6 +53,7 @@ impl HostCapture {
         Ok(HostCapture {
             interface: interface.into(),
             host: Arc::new(Mutex::new(host)),
+            nic: Arc::new(NicLosses::new(interface)),
             shares,
             detached,
             way,
@@ -64,16 +67,16 @@ impl HostCapture {
 impl InterfaceCapture for HostCapture {
     fn startup_line(&self) -> String {
         let (interface, way, directions, workers) = (&self.interface, self.way, self.directions, self.workers);
-        let plural = if workers == 1 { "" } else { "s" };
-        format!("{interface}: mode host, {directions} by {way}, {workers} worker{plural}; all traffic passes")
+        let workers = counted(workers as usize, "worker");
+        format!("{interface}: mode host, {directions} by {way}, {workers}; all traffic passes")
     }
 
     fn take_shares(&mut self) -> Vec<Share> {
         std::mem::take(&mut self.shares)
     }
 
-    fn books(&self) -> Box<dyn Fn() -> CaptureBooks + Send + Sync> {
-        let (host, interface) = (self.host.clone(), self.interface.clone());
+    fn books(&self) -> ReadCapture {
+        let (host, interface, nic) = (self.host.clone(), self.interface.clone(), self.nic.clone());
         Box::new(move || {
             let counters = host.lock().unwrap_or_else(PoisonError::into_inner).counters().unwrap_or_else(|error| {
                 log::error!("{interface}: {error}");
@@ -86,7 +89,7 @@ impl InterfaceCapture for HostCapture {
                     ("ignore.truncated".into(), counters.unreadable),
                 ],
                 workers: counters.steered.into_iter().map(|steered| (steered, Vec::new())).collect(),
-                figures: Vec::new(),
+                figures: nic.figures(),
             }
         })
     }
@@ -96,11 +99,7 @@ impl InterfaceCapture for HostCapture {
     }
 
     fn detach(&mut self) {
-        if !self.detached.load(Ordering::Acquire) {
-            self.host.lock().unwrap_or_else(PoisonError::into_inner).detach();
-            thread::sleep(SETTLE);
-            self.detached.store(true, Ordering::Release);
-        }
+        self.detached.set(SETTLE, || self.host.lock().unwrap_or_else(PoisonError::into_inner).detach());
     }
 }
 
@@ -116,7 +115,7 @@ pub struct HostSource {
     link: LinkType,
     ifindex: u32,
     number: u8,
-    detached: Arc<AtomicBool>,
+    detached: Detached,
 }
 
 impl Taken for HostSource {
@@ -150,6 +149,6 @@ impl Taken for HostSource {
     }
 
     fn is_detached(&self) -> bool {
-        self.detached.load(Ordering::Acquire)
+        self.detached.is_set()
     }
 }

@@ -4,10 +4,7 @@ use super::guard::{self, GuardError};
 use super::host::HostCapture;
 use super::packet::PacketCapture;
 use super::xdp::{XdpCapture, XdpError};
-use super::{
-    CaptureError, CaptureOptions, CaptureSource, Frame, InterfaceCapture, Received, Share, Taken, clock, link_of,
-};
-use nagare_wire::packet::LinkType;
+use super::{CaptureError, CaptureOptions, CaptureSource, Frame, InterfaceCapture, Received, Share, Taken, clock};
 use nix::errno::Errno;
 use nix::poll::{PollTimeout, poll};
 use serde::{Deserialize, Serialize};
@@ -60,20 +57,14 @@ fn choose(interface: &str, force: bool, options: &CaptureOptions) -> Result<Box<
         }
         outcome => outcome?,
     }
-    let why = if link_of(interface)? == LinkType::Ethernet {
-        match XdpCapture::open(interface, options) {
-            Ok(capture) => return Ok(Box::new(capture)),
-            // With either of these AF_PACKET would see nothing, or fail likewise.
-            Err(XdpError::Program(
-                error @ (nagare_ebpf::Error::AlreadyAttached { .. } | nagare_ebpf::Error::NotPermitted),
-            )) => {
-                return Err(error.into());
-            }
-            Err(error @ XdpError::Umem { .. }) => return Err(error.into()),
-            Err(error) => error.to_string(),
-        }
-    } else {
-        "its frames have no Ethernet header".into()
+    let why = match XdpCapture::open(interface, options) {
+        Ok(capture) => return Ok(Box::new(capture)),
+        // With these AF_PACKET would see nothing, or fail likewise.
+        Err(
+            error @ (XdpError::Program(nagare_ebpf::Error::AlreadyAttached { .. } | nagare_ebpf::Error::NotPermitted)
+            | XdpError::Umem { .. }),
+        ) => return Err(error.into()),
+        Err(error) => error,
     };
     log::warn!("{interface}: XDP cannot be used ({why}): mode packet, which is slower");
     Ok(Box::new(PacketCapture::open(interface, options)?))
@@ -107,7 +98,8 @@ impl Interfaces {
         Ok(frames)
     }
 
-    /// To be asked before the rings are read: what was stamped by now is in them, give or take the time from stamp to ring.
+    /// To be asked before the rings are read: what was stamped by now is in them, give or take the time from stamp to ring. Blocks
+    /// of AF_PACKET come up to ten milliseconds later: several interfaces of that mode are in order to within as much.
     fn horizon_ns(&self, detached: bool) -> u64 {
         match self.shares.iter().map(Share::rings).sum::<usize>() {
             0 | 1 => u64::MAX,
@@ -117,10 +109,8 @@ impl Interfaces {
     }
 
     /// Sleeps until a frame comes, `wait` at the most.
-    fn sleep(&mut self, wait: Duration) -> io::Result<()> {
-        for share in &mut self.shares {
-            share.drive()?;
-        }
+    fn sleep(&self, wait: Duration) -> io::Result<()> {
+        self.shares.iter().for_each(Share::drive);
         let mut descriptors = Vec::new();
         for share in &self.shares {
             if !share.wait_for(&mut descriptors) {

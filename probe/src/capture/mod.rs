@@ -14,13 +14,15 @@ pub mod interfaces;
 pub mod packet;
 pub mod xdp;
 
-use crate::books::CaptureBooks;
+use crate::books::ReadCapture;
 use nagare_ebpf::Steering;
 use nagare_wire::packet::{LinkType, Tunnels};
 use nix::poll::PollFd;
 use std::error::Error;
-use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use std::{io, thread};
 
 pub use nagare_wire::observation::Captured as Frame;
 
@@ -105,7 +107,7 @@ pub trait InterfaceCapture {
     fn take_shares(&mut self) -> Vec<Share>;
 
     /// Reads what came in and what was lost; outlives the capture.
-    fn books(&self) -> Box<dyn Fn() -> CaptureBooks + Send + Sync>;
+    fn books(&self) -> ReadCapture;
 
     /// Memory that was reserved: its name, and bytes.
     fn memory(&self) -> (&'static str, u64);
@@ -134,9 +136,7 @@ trait Taken {
     fn wait_for<'a>(&'a self, descriptors: &mut Vec<PollFd<'a>>) -> bool;
 
     /// Drives the interface's queue, where that was asked for.
-    fn drive(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+    fn drive(&self) {}
 
     /// After some time without frames: an error where the interface is gone.
     fn check(&self) -> io::Result<()>;
@@ -170,7 +170,7 @@ impl Taken for Share {
         each_way!(self, share => share.wait_for(descriptors))
     }
 
-    fn drive(&mut self) -> io::Result<()> {
+    fn drive(&self) {
         each_way!(self, share => share.drive())
     }
 
@@ -197,10 +197,62 @@ pub type CaptureError = Box<dyn Error + Send + Sync>;
 fn link_of(interface: &str) -> Result<LinkType, CaptureError> {
     let kind = guard::hardware_type(interface)?;
     match kind {
-        // ARPHRD_ETHER and ARPHRD_LOOPBACK.
-        1 | 772 => Ok(LinkType::Ethernet),
+        // ARPHRD_ETHER; frames of the loopback look the same.
+        1 | guard::LOOPBACK => Ok(LinkType::Ethernet),
         // PPP, tunnels of IP, and what has no link layer at all (tun, WireGuard).
         512 | 768 | 769 | 776 | 778 | 823 | 65_534 => Ok(LinkType::RawIp),
         _ => Err(format!("interface {interface} is of the hardware type {kind} (ARPHRD), which is not decoded").into()),
+    }
+}
+
+/// Tells the shares of a capture that no frame comes any more.
+#[derive(Clone, Default)]
+struct Detached(Arc<AtomicBool>);
+
+impl Detached {
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Stops the frames, and says so once those that were on their way are in their rings. The second call does nothing.
+    fn set(&self, settle: Duration, stop: impl FnOnce()) {
+        if !self.is_set() {
+            stop();
+            thread::sleep(settle);
+            self.0.store(true, Ordering::Release);
+        }
+    }
+}
+
+/// "1 worker", "2 workers".
+fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// Counters of the kernel for an interface, of packets that were lost before any program could see them.
+const LOST_BEFORE: [&str; 3] = ["rx_missed_errors", "rx_fifo_errors", "rx_errors"];
+
+/// What an interface has lost since the start. No counter of ours sees those packets: these are figures beside the equations.
+struct NicLosses {
+    interface: String,
+    start: [u64; LOST_BEFORE.len()],
+}
+
+impl NicLosses {
+    fn new(interface: &str) -> NicLosses {
+        NicLosses { interface: interface.into(), start: NicLosses::read(interface) }
+    }
+
+    fn figures(&self) -> Vec<(String, u64)> {
+        let lost =
+            NicLosses::read(&self.interface).into_iter().zip(self.start).map(|(now, start)| now.saturating_sub(start));
+        LOST_BEFORE.iter().zip(lost).map(|(name, lost)| (format!("interface_{name}"), lost)).collect()
+    }
+
+    fn read(interface: &str) -> [u64; LOST_BEFORE.len()] {
+        LOST_BEFORE.map(|name| {
+            let text = std::fs::read_to_string(format!("/sys/class/net/{interface}/statistics/{name}"));
+            text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+        })
     }
 }

@@ -4,17 +4,18 @@
 //! hash as everywhere. What finds a ring full is lost, and counted by the kernel.
 
 use super::guard::{self, OffloadGuard, Promiscuous};
-use super::{CaptureError, CaptureOptions, Frame, InterfaceCapture, Share, Taken, link_of};
-use crate::books::CaptureBooks;
+use super::{
+    CaptureError, CaptureOptions, Detached, Frame, InterfaceCapture, NicLosses, Share, Taken, counted, link_of,
+};
+use crate::books::{CaptureBooks, ReadCapture};
 use crate::sys::{self, PacketRing};
 use nagare_ebpf::Fanout;
 use nagare_wire::packet::LinkType;
 use nix::poll::{PollFd, PollFlags};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use std::{io, thread};
 
 /// Octets of a block: a block goes to the worker when it is full, or after [`RETIRE_MS`].
 const BLOCK: u32 = 1 << 18;
@@ -37,8 +38,9 @@ struct Seen {
 pub struct PacketCapture {
     interface: String,
     sockets: Arc<Vec<(OwnedFd, Mutex<Seen>)>>,
+    nic: Arc<NicLosses>,
     shares: Vec<Share>,
-    detached: Arc<AtomicBool>,
+    detached: Detached,
     memory_bytes: u64,
     _fanout: Option<Fanout>,
     _offloads: OffloadGuard,
@@ -61,7 +63,7 @@ impl PacketCapture {
         };
         let octets = u64::from(options.ring_frames) * u64::from(options.snaplen + OVERHEAD);
         let blocks = u32::try_from(octets.div_ceil(u64::from(BLOCK))).unwrap_or(u32::MAX).max(2);
-        let detached = Arc::<AtomicBool>::default();
+        let detached = Detached::default();
         let group = std::process::id() as u16 ^ (ifindex as u16).rotate_left(8);
         let (mut sockets, mut shares) = (Vec::new(), Vec::new());
         for _ in 0..workers {
@@ -81,6 +83,7 @@ impl PacketCapture {
         Ok(PacketCapture {
             interface: interface.into(),
             sockets: Arc::new(sockets),
+            nic: Arc::new(NicLosses::new(interface)),
             shares: shares.into_iter().map(Share::Packet).collect(),
             detached,
             memory_bytes: u64::from(BLOCK) * u64::from(blocks) * u64::from(workers),
@@ -93,16 +96,15 @@ impl PacketCapture {
 
 impl InterfaceCapture for PacketCapture {
     fn startup_line(&self) -> String {
-        let (interface, workers) = (&self.interface, self.sockets.len());
-        format!("{interface}: mode packet (AF_PACKET), {workers} worker{}", if workers == 1 { "" } else { "s" })
+        format!("{}: mode packet (AF_PACKET), {}", self.interface, counted(self.sockets.len(), "worker"))
     }
 
     fn take_shares(&mut self) -> Vec<Share> {
         std::mem::take(&mut self.shares)
     }
 
-    fn books(&self) -> Box<dyn Fn() -> CaptureBooks + Send + Sync> {
-        let (sockets, interface) = (self.sockets.clone(), self.interface.clone());
+    fn books(&self) -> ReadCapture {
+        let (sockets, interface, nic) = (self.sockets.clone(), self.interface.clone(), self.nic.clone());
         Box::new(move || {
             let read = |(socket, seen): &(OwnedFd, Mutex<Seen>)| {
                 let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -118,7 +120,7 @@ impl InterfaceCapture for PacketCapture {
             };
             let workers: Vec<_> = sockets.iter().map(read).collect();
             let seen = workers.iter().map(|(packets, _)| packets).sum();
-            CaptureBooks { seen, unsteered: Vec::new(), workers, figures: Vec::new() }
+            CaptureBooks { seen, unsteered: Vec::new(), workers, figures: nic.figures() }
         })
     }
 
@@ -127,15 +129,13 @@ impl InterfaceCapture for PacketCapture {
     }
 
     fn detach(&mut self) {
-        if !self.detached.load(Ordering::Acquire) {
+        self.detached.set(SETTLE, || {
             for (socket, _) in self.sockets.iter() {
                 if let Err(error) = sys::accept_packets(socket, 0) {
                     log::error!("{}: the socket cannot be told to take no more: {error}", self.interface);
                 }
             }
-            thread::sleep(SETTLE);
-            self.detached.store(true, Ordering::Release);
-        }
+        });
     }
 }
 
@@ -151,7 +151,7 @@ pub struct PacketSource {
     link: LinkType,
     ifindex: u32,
     number: u8,
-    detached: Arc<AtomicBool>,
+    detached: Detached,
 }
 
 impl Taken for PacketSource {
@@ -179,6 +179,6 @@ impl Taken for PacketSource {
     }
 
     fn is_detached(&self) -> bool {
-        self.detached.load(Ordering::Acquire)
+        self.detached.is_set()
     }
 }

@@ -5,15 +5,14 @@
 //! once detached and drained, for each worker `steered = received + rx_dropped + rx_ring_full`.
 
 use super::guard::{self, GuardError, OffloadGuard, Promiscuous};
-use super::{CaptureOptions, Frame, InterfaceCapture, Share, Taken, clock, link_of};
-use crate::books::CaptureBooks;
+use super::{CaptureOptions, Detached, Frame, InterfaceCapture, NicLosses, Share, Taken, clock, counted, link_of};
+use crate::books::{CaptureBooks, ReadCapture};
 use crate::sys::{self, XdpStatistics};
 use nagare_ebpf::{Counters, Metadata, Mode, Program};
 use nagare_wire::packet::LinkType;
 use nix::poll::{PollFd, PollFlags};
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 use std::{error, fmt, io, thread};
@@ -27,6 +26,8 @@ use xsk_rs::{RxQueue, Socket, Umem};
 /// line of memory with the packet's headers.
 const KERNEL_OCTETS: u32 = 256;
 const HEADROOM: u32 = size_of::<Metadata>() as u32;
+/// Octets of a packet that a frame of the UMEM holds at most, where frames are not larger than by default.
+pub const SNAPLEN_MAX: u32 = 2048 - KERNEL_OCTETS - HEADROOM;
 /// Places of the rings for sending, which the probe never does; the kernel wants some.
 const UNUSED_RING: u32 = 64;
 /// Bytes of a descriptor in a receive or transmit ring, and in a fill or completion ring.
@@ -118,17 +119,13 @@ impl error::Error for XdpError {}
 /// What a worker's sockets lost, in packets. Exact once detached and drained.
 pub type Losses = XdpStatistics;
 
-/// Counters of the kernel for an interface, of packets that were lost before the XDP program could see them.
-const LOST_BEFORE: [&str; 3] = ["rx_missed_errors", "rx_fifo_errors", "rx_errors"];
-
 /// The counters of a capture, for whoever keeps the books; they outlive the sources.
 pub struct XdpMeter {
     program: Mutex<Program>,
     /// By worker, then by queue.
     sockets: Vec<Vec<Arc<OwnedFd>>>,
     interface: String,
-    /// What [`LOST_BEFORE`] said at the start.
-    lost_before: [u64; LOST_BEFORE.len()],
+    nic: NicLosses,
 }
 
 impl XdpMeter {
@@ -167,9 +164,7 @@ impl XdpMeter {
             ("rx_fill_ring_empty".to_string(), sum(|loss| loss.rx_fill_ring_empty)),
             ("rx_invalid_descs".to_string(), sum(|loss| loss.rx_invalid_descs)),
         ];
-        let before = lost_before(&self.interface).into_iter().zip(self.lost_before);
-        let before = before.map(|(now, start)| now.saturating_sub(start));
-        figures.extend(LOST_BEFORE.iter().zip(before).map(|(name, lost)| (format!("interface_{name}"), lost)));
+        figures.extend(self.nic.figures());
         CaptureBooks {
             seen: counters.seen,
             unsteered: vec![("drop.no_socket".into(), counters.lost)],
@@ -195,18 +190,11 @@ fn of_worker(sockets: &[Arc<OwnedFd>]) -> io::Result<Losses> {
     Ok(sum)
 }
 
-fn lost_before(interface: &str) -> [u64; LOST_BEFORE.len()] {
-    LOST_BEFORE.map(|name| {
-        let text = std::fs::read_to_string(format!("/sys/class/net/{interface}/statistics/{name}"));
-        text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
-    })
-}
-
 /// An interface that is being captured from. Dropping it detaches the XDP program and puts the interface back.
 pub struct XdpCapture {
     meter: Arc<XdpMeter>,
     shares: Vec<Share>,
-    detached: Arc<AtomicBool>,
+    detached: Detached,
     mode: Mode,
     /// Why frames are copied; `None` with zero-copy.
     why_copied: Option<String>,
@@ -230,7 +218,7 @@ impl XdpCapture {
             return Err(XdpError::NotEthernet(interface.into()));
         }
         sys::raise_memory_lock_limit();
-        let lost_before = lost_before(interface);
+        let nic = NicLosses::new(interface);
         let mut program = Program::load(options.steering(), queues, options.octets_max()).map_err(XdpError::Program)?;
         let promiscuous = Promiscuous::new(interface).map_err(XdpError::Interface)?;
         // Before the program is attached: some drivers make their queues anew.
@@ -253,12 +241,12 @@ impl XdpCapture {
             }
         }
         let sockets = ports.iter().map(|ports| ports.iter().map(|port| port.socket.clone()).collect()).collect();
-        let detached = Arc::<AtomicBool>::default();
+        let detached = Detached::default();
         let (number, busy_poll) = (options.number, options.busy_poll);
         let share = |ports| Share::Xdp(XdpSource { ports, first: 0, number, busy_poll, detached: detached.clone() });
         let shares = ports.into_iter().map(share).collect();
         let program = Mutex::new(program);
-        let meter = Arc::new(XdpMeter { program, sockets, interface: interface.into(), lost_before });
+        let meter = Arc::new(XdpMeter { program, sockets, interface: interface.into(), nic });
         let memory_bytes = options.memory_bytes(queues, workers);
         Ok(XdpCapture {
             meter,
@@ -291,7 +279,6 @@ impl XdpCapture {
 
 impl InterfaceCapture for XdpCapture {
     fn startup_line(&self) -> String {
-        let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         let mode = match &self.mode {
             Mode::Native => "XDP native".to_string(),
             Mode::Generic { why_not_native } => format!("XDP generic ({why_not_native})"),
@@ -300,7 +287,7 @@ impl InterfaceCapture for XdpCapture {
             None => "zero-copy".to_string(),
             Some(why) => format!("copy mode (zero-copy: {why})"),
         };
-        let (queues, workers) = (count(self.queues as usize, "queue"), count(self.meter.sockets.len(), "worker"));
+        let (queues, workers) = (counted(self.queues as usize, "queue"), counted(self.meter.sockets.len(), "worker"));
         format!("{}: {queues}, {workers}, {mode}, {copy}", self.meter.interface)
     }
 
@@ -308,7 +295,7 @@ impl InterfaceCapture for XdpCapture {
         std::mem::take(&mut self.shares)
     }
 
-    fn books(&self) -> Box<dyn Fn() -> CaptureBooks + Send + Sync> {
+    fn books(&self) -> ReadCapture {
         let meter = self.meter();
         Box::new(move || meter.books())
     }
@@ -318,11 +305,7 @@ impl InterfaceCapture for XdpCapture {
     }
 
     fn detach(&mut self) {
-        if !self.detached.load(Ordering::Acquire) {
-            self.meter.program().detach();
-            thread::sleep(SETTLE);
-            self.detached.store(true, Ordering::Release);
-        }
+        self.detached.set(SETTLE, || self.meter.program().detach());
     }
 }
 
@@ -368,10 +351,13 @@ fn open_queue(
     for rx in receivers {
         ports.push(Port::new(rx, &queue).map_err(|cause| binding.error(ports.len() as u32, cause))?);
     }
-    if options.busy_poll {
-        for port in &ports {
-            sys::prefer_busy_poll(&*port.socket).map_err(|cause| binding.error(0, cause))?;
-        }
+    if options.busy_poll
+        && let Some(error) = ports.iter().find_map(|port| sys::prefer_busy_poll(&*port.socket).err())
+    {
+        log::warn!(
+            "{interface}: queue {} is not polled busily ({error}): that takes Linux 5.11 and CAP_NET_ADMIN; it goes on by interrupt",
+            binding.queue
+        );
     }
     // The first worker gives all frames to the kernel.
     ports[0].held.extend_from_slice(&descriptors);
@@ -587,7 +573,7 @@ pub struct XdpSource {
     first: usize,
     number: u8,
     busy_poll: bool,
-    detached: Arc<AtomicBool>,
+    detached: Detached,
 }
 
 impl Taken for XdpSource {
@@ -612,11 +598,10 @@ impl Taken for XdpSource {
         self.ports.iter().all(|port| port.held.is_empty())
     }
 
-    fn drive(&mut self) -> io::Result<()> {
+    fn drive(&self) {
         if self.busy_poll {
             self.ports.iter().for_each(|port| sys::busy_poll(&*port.socket));
         }
-        Ok(())
     }
 
     /// The kernel tells by an error of the socket that the interface is gone.
@@ -634,6 +619,6 @@ impl Taken for XdpSource {
     }
 
     fn is_detached(&self) -> bool {
-        self.detached.load(Ordering::Acquire)
+        self.detached.is_set()
     }
 }

@@ -59,8 +59,9 @@ impl ExportingProcess {
         let begun = self.flush(now_s);
         debug_assert!(begun.is_none(), "a Message was begun: flush it before the Templates");
         self.builder.push_templates().expect("an empty Message of LIMIT_MIN octets holds the Templates");
-        let full = self.sampling.map(|sampling| self.builder.push_sampling(&sampling));
-        debug_assert!(full != Some(Err(Full)), "limit_min leaves room for it");
+        if let Some(sampling) = &self.sampling {
+            self.builder.push_sampling(sampling).expect("limit_min leaves room for it beside the Templates");
+        }
         self.finish(now_s)
     }
 

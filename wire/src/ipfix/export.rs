@@ -68,6 +68,11 @@ pub fn templates(flows: &FlowTemplate) -> Vec<TemplateRecord> {
         scopes: 2,
         fields: vec![iana(process, 4), iana(ie::SELECTOR_NAME, VARIABLE), iana(value, 8)],
     };
+    let sampling = |id, of: [(u16, u16); 3]| {
+        let whole = [(ie::SELECTOR_ID, 8)].into_iter().chain(of);
+        let fields = whole.chain([(ie::SAMPLING_INTERVAL, 4), (ie::SAMPLING_ALGORITHM, 1)]);
+        TemplateRecord { id, scopes: 1, fields: fields.map(|(element, length)| iana(element, length)).collect() }
+    };
     vec![
         TemplateRecord { id: FLOW_IPV4, scopes: 0, fields: flows.specifiers(true) },
         TemplateRecord { id: FLOW_IPV6, scopes: 0, fields: flows.specifiers(false) },
@@ -87,30 +92,11 @@ pub fn templates(flows: &FlowTemplate) -> Vec<TemplateRecord> {
                 iana(ie::NOT_SENT_OCTET_TOTAL_COUNT, 8),
             ],
         },
-        TemplateRecord {
-            id: PACKET_SAMPLING,
-            scopes: 1,
-            fields: vec![
-                iana(ie::SELECTOR_ID, 8),
-                iana(ie::SELECTOR_ALGORITHM, 2),
-                iana(ie::SAMPLING_SIZE, 4),
-                iana(ie::SAMPLING_POPULATION, 4),
-                iana(ie::SAMPLING_INTERVAL, 4),
-                iana(ie::SAMPLING_ALGORITHM, 1),
-            ],
-        },
-        TemplateRecord {
-            id: FLOW_SAMPLING,
-            scopes: 1,
-            fields: vec![
-                iana(ie::SELECTOR_ID, 8),
-                iana(ie::FLOW_SELECTOR_ALGORITHM, 2),
-                iana(ie::SAMPLING_FLOW_INTERVAL, 4),
-                iana(ie::SAMPLING_FLOW_SPACING, 4),
-                iana(ie::SAMPLING_INTERVAL, 4),
-                iana(ie::SAMPLING_ALGORITHM, 1),
-            ],
-        },
+        sampling(PACKET_SAMPLING, [(ie::SELECTOR_ALGORITHM, 2), (ie::SAMPLING_SIZE, 4), (ie::SAMPLING_POPULATION, 4)]),
+        sampling(
+            FLOW_SAMPLING,
+            [(ie::FLOW_SELECTOR_ALGORITHM, 2), (ie::SAMPLING_FLOW_INTERVAL, 4), (ie::SAMPLING_FLOW_SPACING, 4)],
+        ),
     ]
 }
 
