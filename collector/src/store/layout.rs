@@ -202,11 +202,15 @@ pub(super) fn at(path: &Path, error: io::Error) -> io::Error {
 /// A listing that races with a merge can miss both a merged file and some that it replaced. Two listings in a row that
 /// are equal cannot: merged files stand before the others go.
 pub(crate) fn live_files(partition: &Path) -> io::Result<Vec<DataFile>> {
+    Ok(split_covered(settled_listing(partition)?).0)
+}
+
+fn settled_listing(partition: &Path) -> io::Result<Vec<DataFile>> {
     let mut before = listing(partition)?;
     for _ in 0..LISTINGS_MAX {
         let now = listing(partition)?;
         if now == before {
-            return Ok(split_covered(now).0);
+            return Ok(now);
         }
         before = now;
     }
@@ -239,9 +243,10 @@ fn split_covered(files: Vec<DataFile>) -> (Vec<DataFile>, Vec<DataFile>) {
     })
 }
 
-/// The number that the next file of a partition gets.
+/// The number that the next file of a partition gets. A listing that missed a merged file and those that it replaced would
+/// give a number that the merged file covers, and readers would never see the new one.
 pub(super) fn next_number(partition: &Path) -> io::Result<u64> {
-    Ok(listing(partition)?.iter().map(|file| file.range.last + 1).max().unwrap_or(1))
+    Ok(settled_listing(partition)?.iter().map(|file| file.range.last + 1).max().unwrap_or(1))
 }
 
 /// A partition that may need merging, and its files that others cover, still to be removed.
