@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::store::{BookRow, FlowRow, Row, SessionRow, Store, StoreCounters, Table, Tally};
+use crate::store::{Batch, BookRow, FlowRow, Row, SessionRow, Store, StoreCounters, Table, Tally};
 use nagare_service::books::{Books, Equation};
 use nagare_wire::ipfix::mapping::{Book, ExporterStatistics, Mapped, Process, map};
 use nagare_wire::ipfix::{DataRecord, MessageHeader};
@@ -30,6 +30,8 @@ pub struct Records {
     pub other_options: u64,
     /// Records that are no flows: without addresses. They are read and not kept.
     pub other_records: u64,
+    /// Those of Messages that came again: their rows are stored already, or on their way.
+    pub duplicates: u64,
 }
 
 impl Records {
@@ -40,6 +42,7 @@ impl Records {
         self.statistics += other.statistics;
         self.other_options += other.other_options;
         self.other_records += other.other_records;
+        self.duplicates += other.duplicates;
     }
 }
 
@@ -134,6 +137,10 @@ pub struct Counts {
     pub messages_decoded: u64,
     /// Messages refused as malformed.
     pub messages_malformed: u64,
+    /// Messages that had come before, by their numbers.
+    pub messages_duplicate: u64,
+    /// Acknowledgements sent.
+    pub acks: u64,
     /// Octets of Messages and datagrams.
     pub octets: u64,
     /// Data Records that the decoder handed on, by its own count.
@@ -235,16 +242,20 @@ impl Shared {
 }
 
 impl State {
-    /// Offers rows to the store; they come back where its queue is full.
+    /// Offers a batch to the store, which numbers it; it comes back where the store's queue is full.
     ///
     /// # Errors
-    /// The rows that were not taken.
-    pub fn offer(&self, rows: Vec<Row>) -> Result<(), Vec<Row>> {
-        match (&self.store, rows.is_empty()) {
-            (_, true) => Ok(()),
-            (Some(store), false) => store.offer(rows),
-            (None, false) => Err(rows),
+    /// The batch that was not taken.
+    pub fn offer(&self, batch: Batch) -> Result<u64, Batch> {
+        match &self.store {
+            Some(store) => store.offer(batch),
+            None => Err(batch),
         }
+    }
+
+    /// The store, until it is closed.
+    pub fn store(&self) -> Option<&Store> {
+        self.store.as_ref()
     }
 }
 
@@ -280,6 +291,7 @@ impl Counts {
     fn messages(&self) -> Equation {
         let terms = [
             ("decoded", self.messages_decoded),
+            ("duplicate", self.messages_duplicate),
             ("refuse.malformed", self.messages_malformed),
             ("refuse.sites_max", self.datagrams_refused_site),
         ];
@@ -294,6 +306,7 @@ impl Counts {
             ("statistics", kinds.statistics),
             ("other.options", kinds.other_options),
             ("other.record", kinds.other_records),
+            ("duplicate", kinds.duplicates),
         ];
         equation("records", ("received", self.records), &terms)
     }
@@ -312,6 +325,7 @@ impl Counts {
     fn figures(&self, store: &StoreCounters) -> Vec<(String, u64)> {
         let figures = [
             ("octets_received", self.octets),
+            ("acknowledgements", self.acks),
             ("sequence_gaps", self.gaps),
             ("records_lost", self.lost),
             ("sets_without_template", self.sets_without_template),

@@ -7,6 +7,7 @@
 
 pub mod collect;
 pub mod commands;
+pub mod delivery;
 pub mod kernel;
 pub mod listener;
 pub mod options;

@@ -7,10 +7,11 @@
 #![forbid(unsafe_code)]
 
 use crate::collect::{Rows, Shared, State};
+use crate::delivery::Received;
 use crate::kernel::datagrams_dropped;
 use crate::session::{Beginning, Session};
 use crate::sites::Sites;
-use crate::store::Row;
+use crate::store::{Batch, Row, Store};
 use crate::stream::{Connection, Context, IDLE_LIMIT, Now, Turn};
 use mio::net::{TcpListener, UdpSocket};
 use mio::{Events, Interest, Poll, Registry, Token, Waker};
@@ -33,7 +34,7 @@ pub const SESSIONS_MAX: usize = 4096;
 pub const HANDSHAKES_MAX: usize = 256;
 /// UDP sessions (address and port of a peer) at once; the one unheard for longest goes for a new one.
 pub const UDP_SESSIONS_MAX: usize = 1024;
-/// Rows that are collected before the store is offered them.
+/// Rows, or numbers of Messages, that are collected before the store is offered them.
 pub const BATCH_ROWS: usize = 8192;
 /// Refusals told per second; further ones are only counted.
 const WARNINGS_PER_SECOND: u32 = 10;
@@ -109,9 +110,17 @@ pub struct Listener {
     half_open: VecDeque<usize>,
     udp: HashMap<(usize, SocketAddr), UdpSession>,
     ready: Ready,
-    /// Rows of streams; what the store did not take waits here, and streams are left unread meanwhile.
+    /// Rows of streams, and the numbers of their Messages; what the store did not take waits in `waiting`, and streams are
+    /// left unread meanwhile.
     rows: Vec<Row>,
+    received: Received,
+    waiting: Batch,
     stalled: bool,
+    /// The number of the batch that rows are collected for, and of those that the store has, with its numbers for them: datagrams
+    /// go to the store in between.
+    batch: u64,
+    offered: VecDeque<(u64, u64)>,
+    hurry: bool,
     ticked: Instant,
     gate: Gate,
     udp_gate: Gate,
@@ -194,6 +203,7 @@ impl Listener {
             }
         }
         let next_token = bound.len();
+        let marks = shared.lock().store().map(Store::marks).unwrap_or_default();
         Ok(Listener {
             poll,
             bound,
@@ -209,7 +219,12 @@ impl Listener {
             udp: HashMap::new(),
             ready: Ready::default(),
             rows: Vec::new(),
+            received: Received::new(marks),
+            waiting: Batch::default(),
             stalled: false,
+            batch: 1,
+            offered: VecDeque::new(),
+            hurry: false,
             ticked: Instant::now(),
             gate: Gate::new(WARNINGS_PER_SECOND),
             udp_gate: Gate::new(UDP_SESSIONS_TOLD_PER_SECOND),
@@ -227,10 +242,10 @@ impl Listener {
     /// # Errors
     /// The poll failed.
     pub fn run(mut self, stop: &Stop) -> io::Result<()> {
-        let waker = Waker::new(self.poll.registry(), WAKE)?;
-        stop.on_set(move || {
-            waker.wake().ok();
-        });
+        let waker = Arc::new(Waker::new(self.poll.registry(), WAKE)?);
+        let wake = move || drop(waker.wake()); // It looks for itself after a TICK.
+        stop.on_set(wake.clone());
+        self.shared.lock().store().iter().for_each(|store| store.on_durable(wake.clone()));
         let mut events = Events::with_capacity(EVENTS_MAX);
         while !stop.is_set() {
             self.wait(&mut events, TICK)?;
@@ -265,6 +280,7 @@ impl Listener {
         let mut state = shared.lock();
         let now = now();
         self.offer(&mut state);
+        self.acknowledge(now, &mut state);
         for _ in 0..self.ready.queue.len() {
             let Some(token) = self.ready.pop() else { break };
             let turn = match self.bound.get(token) {
@@ -276,21 +292,55 @@ impl Listener {
             if turn == Turn::More {
                 self.ready.push(token);
             }
-            if self.rows.len() >= BATCH_ROWS {
+            if self.rows.len() >= BATCH_ROWS || self.received.fresh() >= BATCH_ROWS {
                 self.offer(&mut state);
             }
         }
         self.offer(&mut state);
+        if std::mem::take(&mut self.hurry) {
+            state.store().iter().for_each(|store| store.hurry());
+        }
     }
 
     /// Offers the streams' rows to the store; the listener is stalled while they come back.
     fn offer(&mut self, state: &mut State) {
         let was = self.stalled;
-        self.rows = state.offer(std::mem::take(&mut self.rows)).err().unwrap_or_default();
-        self.stalled = !self.rows.is_empty();
-        state.counts.waiting = Rows::of(&self.rows);
+        self.stalled = loop {
+            if self.waiting.is_empty() {
+                self.waiting = Batch { rows: std::mem::take(&mut self.rows), marks: self.received.take_fresh() };
+                if self.waiting.is_empty() {
+                    break false;
+                }
+                self.batch += 1;
+            }
+            match state.offer(std::mem::take(&mut self.waiting)) {
+                Ok(ticket) => self.offered.push_back((self.batch - 1, ticket)),
+                Err(batch) => {
+                    self.waiting = batch;
+                    break true;
+                }
+            }
+        };
+        state.counts.waiting = Rows::of(&self.waiting.rows);
+        state.counts.waiting.add(Rows::of(&self.rows));
         if self.stalled && !was {
             log::warn!("the store's queue is full: sessions wait until it has room");
+        }
+    }
+
+    /// Acknowledges what has become durable.
+    fn acknowledge(&mut self, now: Now, state: &mut State) {
+        let Some(durable) = state.store().map(Store::durable) else { return };
+        let mut batch = None;
+        while let Some((number, _)) = self.offered.pop_front_if(|(_, ticket)| *ticket <= durable) {
+            batch = Some(number);
+        }
+        let Some(batch) = batch else { return };
+        let waiting = self.connections.iter().filter(|(_, connection)| connection.is_waiting());
+        for token in waiting.map(|(token, _)| *token).collect::<Vec<_>>() {
+            let Some(mut connection) = self.connections.remove(&token) else { continue };
+            let turn = self.with(now, state, |context| connection.acknowledge(batch, context));
+            self.keep(token, connection, turn);
         }
     }
 
@@ -320,6 +370,9 @@ impl Listener {
             rows: &mut self.rows,
             counts: &mut state.counts,
             sites: &mut self.sites,
+            received: &mut self.received,
+            batch: self.batch,
+            hurry: &mut self.hurry,
             stalled: self.stalled,
             side: &self.side,
             warn: &mut warn,
@@ -429,9 +482,13 @@ impl Listener {
 
     /// Rows of UDP sessions cannot wait: what the store does not take is dropped, counted.
     fn offer_datagrams(&mut self, rows: Vec<Row>, state: &mut State) {
-        if let Err(rows) = state.offer(rows) {
-            state.counts.refused.add(Rows::of(&rows));
-            self.gate.warn(Instant::now(), &format!("the store's queue is full: {} rows from UDP", rows.len()));
+        if rows.is_empty() {
+            return;
+        }
+        if let Err(batch) = state.offer(Batch::of(rows)) {
+            state.counts.refused.add(Rows::of(&batch.rows));
+            let rows = batch.rows.len();
+            self.gate.warn(Instant::now(), &format!("the store's queue is full: {rows} rows from UDP"));
         }
     }
 
@@ -570,12 +627,14 @@ impl Listener {
             std::thread::sleep(RETRY);
             self.offer(&mut shared.lock());
         }
-        // What the store still has no room for is lost now, and said to be.
+        // What the store still has no room for was not acknowledged; of plain sessions it is lost, and said to be.
         let mut state = shared.lock();
+        state.counts.refused.add(Rows::of(&self.waiting.rows));
         state.counts.refused.add(Rows::of(&self.rows));
         state.counts.waiting = Rows::default();
-        if !self.rows.is_empty() {
-            log::error!("{} rows are lost: the store had no room for them until the end", self.rows.len());
+        let left = self.waiting.rows.len() + self.rows.len();
+        if left > 0 {
+            log::error!("{left} rows are not stored: the store had no room for them until the end");
         }
     }
 }

@@ -114,6 +114,28 @@ impl Session {
         Ok(())
     }
 
+    /// Reads a Message that came before, for its Templates and its sequence numbers: its rows are stored already.
+    pub fn duplicate(&mut self, message: &[u8], counts: &mut Counts) {
+        let octets = message.len() as u64;
+        counts.messages += 1;
+        counts.octets += octets;
+        self.messages += 1;
+        self.octets += octets;
+        match self.decoder.receive(message, |_, _| ()) {
+            Ok(received) => {
+                counts.messages_duplicate += 1;
+                counts.records += received.records;
+                counts.by_kind.duplicates += received.records;
+            }
+            Err(_) => counts.messages_malformed += 1,
+        }
+    }
+
+    /// The site whose traffic it brings.
+    pub fn site(&self) -> &Arc<str> {
+        &self.origin.site
+    }
+
     fn gap(&mut self, domain: u32, lost: u64, now_ms: u64, rows: &mut Vec<Row>, counts: &mut Counts) {
         self.gaps += 1;
         self.lost += lost;

@@ -1,17 +1,19 @@
-//! One TCP or TLS connection: handshake, bytes to Messages, an orderly end.
+//! One TCP or TLS connection: handshake, bytes to Messages, acknowledgements, an orderly end.
 
 #![forbid(unsafe_code)]
 
 use crate::collect::Counts;
+use crate::delivery::{Delivery, Received};
 use crate::session::{Beginning, Session};
 use crate::sites::Sites;
 use crate::store::Row;
 use mio::net::TcpStream;
 use nagare_service::endpoint::Scheme;
 use nagare_service::tls::{Side, explain, explain_io, peer_name};
+use nagare_wire::delivery::{ALPN, FromProbe};
 use nagare_wire::ipfix::frame;
 use rustls::{ProtocolVersion, ServerConnection};
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -25,6 +27,8 @@ pub const LINGER_LIMIT: Duration = Duration::from_secs(1);
 pub const TURN_OCTETS: usize = 256 * 1024;
 /// What an idle connection's buffer may keep, octets.
 const BUFFER_KEPT: usize = 16 * 1024;
+/// Octets of acknowledgements that a probe may leave unread.
+const UNREAD_ACKS_OCTETS: usize = 64 * 1024;
 /// Octets of one read.
 const READ_OCTETS: usize = 64 * 1024;
 
@@ -47,6 +51,12 @@ pub struct Context<'a> {
     pub counts: &'a mut Counts,
     /// Whose traffic it is.
     pub sites: &'a mut Sites,
+    /// The numbers of the Messages that came.
+    pub received: &'a mut Received,
+    /// The number of the listener's batch that is to hold these rows and numbers.
+    pub batch: u64,
+    /// Set where a probe wants its Messages to be durable soon.
+    pub hurry: &'a mut bool,
     /// Whether the store has no room: sessions are left unread.
     pub stalled: bool,
     /// How refusals are told.
@@ -84,9 +94,17 @@ enum End {
 
 enum Phase {
     Handshake,
-    Open(Box<Session>),
+    Open(Box<Session>, Layer),
     /// Only there until the peer has read why.
     Lingering,
+}
+
+/// What stands between the stream and the Messages.
+enum Layer {
+    /// Nothing: RFC 7011.
+    Plain,
+    /// The delivery layer; `None` until the probe has said who it is.
+    Delivery(Option<Delivery>),
 }
 
 /// A connection that was accepted.
@@ -99,6 +117,8 @@ pub struct Connection {
     /// When the phase is over unless something happens.
     deadline: Instant,
     peer_done: bool,
+    /// Octets of acknowledgements that the socket has not taken yet.
+    unread_acks: usize,
 }
 
 impl Connection {
@@ -114,11 +134,19 @@ impl Connection {
         let buffer = Vec::new();
         context.counts.accepted += 1;
         context.counts.handshaking += 1;
-        let mut connection =
-            Connection { socket, peer, tls, phase: Phase::Handshake, buffer, deadline, peer_done: false };
+        let mut connection = Connection {
+            socket,
+            peer,
+            tls,
+            phase: Phase::Handshake,
+            buffer,
+            deadline,
+            peer_done: false,
+            unread_acks: 0,
+        };
         if connection.tls.is_none() {
             match context.sites.of_address(peer.ip()) {
-                Ok(site) => connection.open(Scheme::Tcp, site, "", context),
+                Ok(site) => connection.open(Scheme::Tcp, site, "", Layer::Plain, context),
                 Err(error) => drop(connection.end(End::Site(error.to_string()), context)),
             }
         }
@@ -135,13 +163,20 @@ impl Connection {
         matches!(self.phase, Phase::Handshake)
     }
 
-    fn open(&mut self, scheme: Scheme, site: std::sync::Arc<str>, detail: &str, context: &mut Context<'_>) {
+    fn open(
+        &mut self,
+        scheme: Scheme,
+        site: std::sync::Arc<str>,
+        detail: &str,
+        layer: Layer,
+        context: &mut Context<'_>,
+    ) {
         let Context { now, rows, counts, .. } = context;
         counts.handshaking -= 1;
         counts.open += 1;
         let beginning = Beginning { peer: self.peer, scheme, site, detail, quiet: false };
         let session = Session::start(beginning, now.wall_ms, rows, counts);
-        self.phase = Phase::Open(Box::new(session));
+        self.phase = Phase::Open(Box::new(session), layer);
         self.deadline = now.instant + IDLE_LIMIT;
     }
 
@@ -152,7 +187,7 @@ impl Connection {
         }
         let mut octets = 0;
         loop {
-            if context.stalled && matches!(self.phase, Phase::Open(_)) {
+            if context.stalled && matches!(self.phase, Phase::Open(..)) {
                 self.deadline = context.now.instant + IDLE_LIMIT;
                 return Turn::More;
             }
@@ -203,7 +238,7 @@ impl Connection {
 
     fn read_tls(&mut self, context: &mut Context<'_>) -> Result<Option<usize>, End> {
         let Some(tls) = &mut self.tls else { return Ok(None) };
-        let open = matches!(self.phase, Phase::Open(_));
+        let open = matches!(self.phase, Phase::Open(..));
         let peer = self.peer.to_string();
         let failed = |error: &io::Error| match open {
             true => format!("the connection failed: {error}"),
@@ -251,7 +286,15 @@ impl Connection {
             }
         };
         let site = site.map_err(|error| End::Site(error.to_string()))?;
-        self.open(Scheme::Tls, site, &detail, context);
+        let (layer, detail) = match tls.alpn_protocol() {
+            Some(protocol) if protocol == ALPN => (Layer::Delivery(None), format!("{detail}, with acknowledgements")),
+            _ => (Layer::Plain, detail),
+        };
+        if let Some(tls) = &mut self.tls {
+            // Acknowledgements are whole or not there; UNREAD_ACKS_OCTETS bounds them.
+            tls.set_buffer_limit(None);
+        }
+        self.open(Scheme::Tls, site, &detail, layer, context);
         Ok(())
     }
 
@@ -274,30 +317,25 @@ impl Connection {
 
     /// Decodes the whole Messages of the buffer.
     fn messages(&mut self, context: &mut Context<'_>) -> Result<(), End> {
-        let Phase::Open(session) = &mut self.phase else { return Ok(()) };
+        let Phase::Open(session, layer) = &mut self.phase else { return Ok(()) };
+        let buffer = std::mem::take(&mut self.buffer);
         let mut at = 0;
-        let malformed = loop {
-            match frame(&self.buffer[at..]) {
-                Ok(None) => break None,
-                Ok(Some(length)) => {
-                    let message = &self.buffer[at..at + length];
-                    if let Err(malformed) = session.message(message, context.now.wall_ms, context.rows, context.counts)
-                    {
-                        break Some(malformed);
-                    }
+        let outcome = loop {
+            let next = match layer {
+                Layer::Plain => plain(session, &buffer[at..], context),
+                Layer::Delivery(delivery) => delivered(session, delivery, &buffer[at..], context),
+            };
+            match next {
+                Ok(0) => break Ok(()),
+                Ok(length) => {
                     at += length;
                     self.deadline = context.now.instant + IDLE_LIMIT;
                 }
-                Err(malformed) => {
-                    context.counts.messages += 1;
-                    context.counts.messages_malformed += 1;
-                    break Some(malformed);
-                }
+                Err(end) => break Err(end),
             }
         };
-        if let Some(malformed) = malformed {
-            return Err(End::Session(format!("malformed Message: {malformed}")));
-        }
+        self.buffer = buffer;
+        outcome?;
         self.buffer.drain(..at);
         if self.buffer.is_empty() {
             self.buffer.shrink_to(BUFFER_KEPT);
@@ -308,16 +346,44 @@ impl Connection {
         }
     }
 
+    /// Sends the acknowledgements that are due, now that the listener's batches up to `durable` are in the store for good.
+    pub fn acknowledge(&mut self, durable: u64, context: &mut Context<'_>) -> Turn {
+        let (Phase::Open(_, Layer::Delivery(Some(delivery))), Some(tls)) = (&mut self.phase, &mut self.tls) else {
+            return Turn::Blocked;
+        };
+        let mut frames = Vec::new();
+        for ack in delivery.due(durable) {
+            ack.write(&mut frames);
+            context.counts.acks += 1;
+        }
+        if frames.is_empty() {
+            return Turn::Blocked;
+        }
+        self.unread_acks += frames.len();
+        // rustls takes all of it, as its buffer has no limit.
+        let written = tls.writer().write_all(&frames);
+        self.write_tls();
+        match written {
+            Ok(()) if self.unread_acks <= UNREAD_ACKS_OCTETS => Turn::Blocked,
+            _ => self.end(End::Session("it does not read its acknowledgements".into()), context),
+        }
+    }
+
+    /// Whether it waits for the store to make what it brought durable.
+    pub fn is_waiting(&self) -> bool {
+        matches!(&self.phase, Phase::Open(_, Layer::Delivery(Some(delivery))) if delivery.is_waiting())
+    }
+
     /// Ends what its time has run out for; leaves a row for a session that goes on. `Gone` as after a turn.
     pub fn tick(&mut self, context: &mut Context<'_>) -> Turn {
         let late = context.now.instant >= self.deadline;
         match &mut self.phase {
             Phase::Lingering if late => Turn::Gone,
             Phase::Handshake if late => self.end(End::Slow, context),
-            Phase::Open(_) if late => {
+            Phase::Open(..) if late => {
                 self.end(End::Session(format!("nothing was received for {} s", IDLE_LIMIT.as_secs())), context)
             }
-            Phase::Open(session) => {
+            Phase::Open(session, _) => {
                 session.tick(context.now.wall_ms, context.rows, context.counts);
                 Turn::Blocked
             }
@@ -342,7 +408,7 @@ impl Connection {
     /// Ends the session because the collector stops.
     pub fn stop(&mut self, context: &mut Context<'_>) {
         match self.phase {
-            Phase::Open(_) => self.end(self.ended("the collector stops"), context),
+            Phase::Open(..) => self.end(self.ended("the collector stops"), context),
             Phase::Handshake => self.end(End::Tls(format!("{}: the collector stops", self.peer)), context),
             Phase::Lingering => Turn::Gone,
         };
@@ -353,7 +419,7 @@ impl Connection {
     fn end(&mut self, end: End, context: &mut Context<'_>) -> Turn {
         let counts = &mut *context.counts;
         match std::mem::replace(&mut self.phase, Phase::Lingering) {
-            Phase::Open(session) => {
+            Phase::Open(session, _) => {
                 counts.open -= 1;
                 counts.ended += 1;
                 let reason = match end {
@@ -394,6 +460,7 @@ impl Connection {
                 return;
             }
         }
+        self.unread_acks = 0;
     }
 
     /// Reads and forgets until the peer closes.
@@ -410,5 +477,77 @@ impl Connection {
             }
         }
         Turn::More
+    }
+}
+
+/// Decodes the Message at the start of a plain stream. Gives its length; 0 where it is not whole yet.
+fn plain(session: &mut Session, bytes: &[u8], context: &mut Context<'_>) -> Result<usize, End> {
+    let malformed = |malformed| End::Session(format!("malformed Message: {malformed}"));
+    match frame(bytes) {
+        Ok(None) => Ok(0),
+        Ok(Some(length)) => {
+            let decoded = session.message(&bytes[..length], context.now.wall_ms, context.rows, context.counts);
+            decoded.map(|()| length).map_err(malformed)
+        }
+        Err(error) => {
+            context.counts.messages += 1;
+            context.counts.messages_malformed += 1;
+            Err(malformed(error))
+        }
+    }
+}
+
+/// Does what the frame at the start of a delivery stream says. Gives its length; 0 where it is not whole yet.
+fn delivered(
+    session: &mut Session,
+    delivery: &mut Option<Delivery>,
+    bytes: &[u8],
+    context: &mut Context<'_>,
+) -> Result<usize, End> {
+    let (frame, length) = match FromProbe::read(bytes) {
+        Ok(None) => return Ok(0),
+        Ok(Some(read)) => read,
+        Err(error) => {
+            context.counts.messages += 1;
+            context.counts.messages_malformed += 1;
+            return Err(End::Session(error.to_string()));
+        }
+    };
+    match (frame, delivery) {
+        (FromProbe::Hello(probe), none @ None) => *none = Some(Delivery::new(session.site().clone(), probe)),
+        (FromProbe::Hello(_), Some(_)) => return Err(End::Session("a second HELLO".into())),
+        (_, None) => return Err(End::Session("it has not said HELLO".into())),
+        (FromProbe::Message { number: 0, message, .. }, Some(_)) => unnumbered(session, message, context),
+        (FromProbe::Message { epoch, number, message }, Some(delivery)) => {
+            numbered(session, delivery, (epoch, number), message, context)?;
+        }
+        (FromProbe::Settled { epoch, number }, Some(delivery)) => delivery.settle(context.received, epoch, number),
+        (FromProbe::Flush, Some(_)) => *context.hurry = true,
+    }
+    Ok(length)
+}
+
+/// A malformed Message is dropped and counted, and the session goes on: its end in the stream is known by the frame, and a probe
+/// that had to send it again and again would never come to the next.
+fn unnumbered(session: &mut Session, message: &[u8], context: &mut Context<'_>) {
+    if let Err(malformed) = session.message(message, context.now.wall_ms, context.rows, context.counts) {
+        session.line(&format!("malformed Message dropped: {malformed}"));
+    }
+}
+
+fn numbered(
+    session: &mut Session,
+    delivery: &mut Delivery,
+    (epoch, number): (u64, u64),
+    message: &[u8],
+    context: &mut Context<'_>,
+) -> Result<(), End> {
+    match delivery.is_duplicate(context.received, epoch, number) {
+        true => session.duplicate(message, context.counts),
+        false => unnumbered(session, message, context),
+    }
+    match delivery.take(context.received, epoch, number, context.batch) {
+        true => Ok(()),
+        false => Err(End::Session("too many of its Messages wait to be acknowledged".into())),
     }
 }

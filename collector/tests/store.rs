@@ -1,7 +1,9 @@
 //! The store from rows to queries: what goes in comes out, each row once, whatever happens to the process and the disk.
 
 use nagare_collector::query::{self, Engine, RowFormat, SqlFormat};
-use nagare_collector::store::{BookRow, FlowRow, Row, SessionRow, Store, StoreCounters, StoreError, StoreOptions};
+use nagare_collector::store::{
+    Batch, BookRow, FlowRow, Mark, Row, SessionRow, Store, StoreCounters, StoreError, StoreOptions,
+};
 use nagare_wire::flow::{CSV_HEADER, Counters, FlowKey, FlowRecord};
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
@@ -134,7 +136,11 @@ fn open(dir: &Path, options: StoreOptions) -> Store {
     Store::open(dir, options).expect("the store opens")
 }
 
-fn offer(store: &Store, mut batch: Vec<Row>) {
+fn offer(store: &Store, rows: Vec<Row>) {
+    offer_batch(store, Batch::of(rows));
+}
+
+fn offer_batch(store: &Store, mut batch: Batch) {
     while let Err(refused) = store.offer(batch) {
         batch = refused;
         std::thread::sleep(Duration::from_millis(1));
@@ -282,6 +288,11 @@ fn merging_shows_each_row_once_to_readers() {
     assert_eq!(flow_lines(dir.path(), None, ALWAYS).len() as u64, offered);
 }
 
+/// The mark of a Message that holds one row, of that number.
+fn mark(number: u64) -> Mark {
+    Mark { site: "tokyo".into(), probe: [7; 16], epoch: 1, first: number, last: number }
+}
+
 /// No test of its own: what [`a_killed_process_leaves_whole_files`] starts and kills.
 #[test]
 fn child_that_stores_until_killed() {
@@ -291,7 +302,8 @@ fn child_that_stores_until_killed() {
     let base: u64 = std::env::var("NAGARE_TEST_BASE").ok().and_then(|base| base.parse().ok()).expect("a number");
     for number in base.. {
         let start_ms = DAY_MS + random.below(3 * HOUR_MS);
-        offer(&store, vec![Row::Flow(FlowRow { received_ms: number, ..random.flow(start_ms) })]);
+        let rows = vec![Row::Flow(FlowRow { received_ms: number, ..random.flow(start_ms) })];
+        offer_batch(&store, Batch { rows, marks: vec![mark(number)] });
         if number % 100 == 0 {
             println!("stored {}", store.counters().stored);
             std::thread::sleep(Duration::from_millis(1));
@@ -310,10 +322,18 @@ fn a_killed_process_leaves_whole_files() {
         let seen = numbers(&answer(dir.path(), "SELECT count(*), count(DISTINCT received_ms) FROM flows"));
         assert_eq!(seen[0], seen[1]);
         assert!(seen[0] >= promised, "{} rows of {promised} that were counted as stored", seen[0]);
-        open(dir.path(), quick()).close().expect("the store closes");
+        let store = open(dir.path(), quick());
+        let marks = store.marks();
+        store.close().expect("the store closes");
         assert!(!leftover.exists());
-        assert_eq!(answer(dir.path(), "SELECT count(*) FROM flows"), seen[0].to_string());
-        before = seen[0];
+        // What was committed and had no name yet has one now; a row is there if and only if its Message is marked.
+        let last = numbers(&answer(dir.path(), "SELECT max(received_ms) FROM flows"))[0];
+        let counted = numbers(&answer(dir.path(), "SELECT count(*), count(DISTINCT received_ms) FROM flows"));
+        assert!(counted[0] == counted[1] && counted[0] >= seen[0], "{counted:?} after {seen:?}");
+        let base = round * 1_000_000_000;
+        assert!((base..=last).all(|number| marks.contains("tokyo", &[7; 16], 1, number)));
+        assert!((last + 1..last + 10_000).all(|number| !marks.contains("tokyo", &[7; 16], 1, number)));
+        before = counted[0];
     }
 }
 
@@ -360,7 +380,7 @@ fn what_was_taken_waits_for_a_disk_that_refuses() {
     let mut random = Random(3);
     let mut batch = || (0..1_000).map(|_| Row::Flow(FlowRow { site: "tokyo".into(), ..random.flow(DAY_MS) })).collect();
     let mut taken = 0;
-    while store.offer(batch()).is_ok() {
+    while store.offer(Batch::of(batch())).is_ok() {
         taken += 1_000;
     }
     assert!(taken > 100_000, "the queue holds more than {taken} rows");
@@ -378,17 +398,27 @@ fn what_was_taken_waits_for_a_disk_that_refuses() {
 #[test]
 fn rows_that_cannot_be_written_are_counted() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let store = open(dir.path(), StoreOptions { retry_limit: Duration::from_millis(100), ..quick() });
+    let store = open(dir.path(), quick());
     fs::create_dir(dir.path().join("books")).expect("a directory is made");
-    fs::write(dir.path().join("books/site=tokyo"), "").expect("the obstacle stands");
+    let obstacle = dir.path().join("books/site=tokyo");
+    fs::write(&obstacle, "").expect("the obstacle stands");
     let mut random = Random(4);
     let mut book = |site: &str| Row::Book(BookRow { site: site.into(), ..random.book(DAY_MS) });
-    offer(&store, vec![book("tokyo"), book("osaka")]);
-    wait_until("rows are given up", || store.counters().failed == 1);
-    offer(&store, vec![book("tokyo"), book("osaka")]);
+    offer_batch(&store, Batch { rows: vec![book("tokyo"), book("osaka")], marks: vec![mark(1)] });
+    wait_until("writing is tried again", || store.counters().write_errors > 1);
+    // All or nothing: what could be written alone is not, and nothing may be acknowledged.
+    assert_eq!((store.durable(), store.counters().stored), (0, 0));
     let counters = store.close().expect("the store closes");
     assert_adds_up(&counters);
-    assert_eq!((counters.books.failed, counters.books.stored), (2, 2));
+    assert_eq!((counters.books.failed, counters.books.stored), (2, 0));
+    fs::remove_file(&obstacle).expect("the obstacle goes");
+    let store = open(dir.path(), quick());
+    assert!(!store.marks().contains("tokyo", &[7; 16], 1, 1), "what is not stored is not marked");
+    offer_batch(&store, Batch { rows: vec![book("tokyo")], marks: vec![mark(1)] });
+    wait_until("it is durable", || store.durable() == 1);
+    drop(store);
+    assert!(open(dir.path(), quick()).marks().contains("tokyo", &[7; 16], 1, 1));
+    assert_eq!(answer(dir.path(), "SELECT count(*) FROM books"), "1");
 
     // A store that is full and waits for its disk still closes.
     let dir = tempfile::tempdir().expect("a temporary directory");

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod delivery;
 pub mod flow;
 pub mod fragment;
 pub mod ipfix;

@@ -1,5 +1,6 @@
 //! Parquet files that appear whole or not at all.
 
+use super::commit::Staged;
 use super::layout::{FileRange, TEMPORARY_PREFIX};
 use super::table::Table;
 use datafusion::parquet::arrow::ArrowWriter;
@@ -31,31 +32,41 @@ fn properties(table: Table) -> WriterProperties {
 
 /// Makes the file of `range` in `partition`: `fill` writes its rows, sorted by time. When this returns, the file is on
 /// disk under its name; when it fails, there is no such file.
-pub(super) fn write_whole<T>(
+pub(super) fn write_whole(
     partition: &Path,
     range: FileRange,
     table: Table,
-    fill: impl FnOnce(&mut ArrowWriter<&File>) -> io::Result<T>,
-) -> io::Result<T> {
-    let temporary = partition.join(format!("{TEMPORARY_PREFIX}{}", range.file_name()));
-    let write = || -> io::Result<T> {
-        let file = File::create(&temporary)?;
-        let mut writer = ArrowWriter::try_new(&file, table.schema(), Some(properties(table))).map_err(parquet_error)?;
-        let result = fill(&mut writer)?;
-        writer.close().map_err(parquet_error)?;
-        file.sync_all()?;
-        fs::rename(&temporary, partition.join(range.file_name()))?;
-        Ok(result)
-    };
-    let result = write().inspect_err(|_| {
-        // The failure is the news; what stays of the file is removed at the next start.
-        let _ = fs::remove_file(&temporary);
-    })?;
+    fill: impl FnOnce(&mut ArrowWriter<&File>) -> io::Result<()>,
+) -> io::Result<()> {
+    let Staged { temporary, path } = write_temporary(partition, range, table, fill)?;
+    fs::rename(&temporary, path)?;
     // The file stands and readers see it: to report failure now would store its rows twice.
     if let Err(error) = sync_dir(partition) {
         log::warn!("{}: its newest file may not survive a power cut: {error}", partition.display());
     }
-    Ok(result)
+    Ok(())
+}
+
+/// Likewise, but the file has a name that no reader looks at, and the other is left to be given.
+pub(super) fn write_temporary(
+    partition: &Path,
+    range: FileRange,
+    table: Table,
+    fill: impl FnOnce(&mut ArrowWriter<&File>) -> io::Result<()>,
+) -> io::Result<Staged> {
+    let temporary = partition.join(format!("{TEMPORARY_PREFIX}{}", range.file_name()));
+    let write = || -> io::Result<()> {
+        let file = File::create(&temporary)?;
+        let mut writer = ArrowWriter::try_new(&file, table.schema(), Some(properties(table))).map_err(parquet_error)?;
+        fill(&mut writer)?;
+        writer.close().map_err(parquet_error)?;
+        file.sync_all()
+    };
+    write().inspect_err(|_| {
+        // The failure is the news; what stays of the file is removed at the next start.
+        let _ = fs::remove_file(&temporary);
+    })?;
+    Ok(Staged { temporary, path: partition.join(range.file_name()) })
 }
 
 /// Makes a directory below `dir` whose name survives a power cut, as well as those of its parents.
@@ -68,7 +79,7 @@ pub(super) fn make_partition(dir: &Path, partition: &Path) -> io::Result<()> {
     parents.into_iter().try_for_each(sync_dir)
 }
 
-fn sync_dir(path: &Path) -> io::Result<()> {
+pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 

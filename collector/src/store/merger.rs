@@ -5,7 +5,7 @@
 
 use super::files::{parquet_error, write_whole};
 use super::layout::{DataFile, FileRange, Partition, Unmerged, at, live_files};
-use super::{SharedCounters, StoreOptions, Table};
+use super::{Shared, StoreOptions, Table};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use datafusion::arrow::array::{AsArray, Int64Array, RecordBatch};
 use datafusion::arrow::compute::interleave_record_batch;
@@ -40,7 +40,7 @@ const TICK: Duration = Duration::from_secs(1);
 pub(super) struct Merger {
     dir: PathBuf,
     options: StoreOptions,
-    counters: SharedCounters,
+    counters: Shared,
     stop: Arc<AtomicBool>,
     /// When each partition that may hold several files last had news.
     news: HashMap<Partition, Instant>,
@@ -51,7 +51,7 @@ pub(super) struct Merger {
 }
 
 impl Merger {
-    pub(super) fn new(dir: &Path, options: &StoreOptions, counters: SharedCounters, stop: Arc<AtomicBool>) -> Merger {
+    pub(super) fn new(dir: &Path, options: &StoreOptions, counters: Shared, stop: Arc<AtomicBool>) -> Merger {
         Merger {
             dir: dir.to_owned(),
             options: options.clone(),

@@ -1,22 +1,26 @@
 //! The store: what the collector decoded goes in as rows, and lies as Parquet files for whoever reads them.
 //!
-//! [`Store`] is the one narrow interface, so that another engine can stand behind it: rows are offered, never waited for;
-//! a full queue hands them back, and the session that brought them stops reading. Behind it a writer thread collects rows
-//! by table, site and hour and writes each as a file that appears whole or not at all; a merger thread makes few files of
-//! many. The files are the only interface to readers: a query needs no running collector.
+//! [`Store`] is the one narrow interface, so that another engine can stand behind it: batches of rows and marks are offered,
+//! never waited for; a full queue hands them back, and the session that brought them stops reading. Behind it a writer thread
+//! collects rows by table, site and hour, and makes them durable together with the marks, all or nothing; [`Store::durable`] says
+//! up to which batch, and that is what may be acknowledged. A merger thread makes few files of many. The files are the only
+//! interface to readers: a query needs no running collector.
 //!
 //! Memory is bounded by [`StoreOptions::rows_max`] rows being collected, [`QUEUE_ROWS_MAX`] rows queued, and one batch.
 //! Every row taken is stored, in flight or failed: [`StoreCounters`].
 
 #![forbid(unsafe_code)]
 
+mod commit;
 mod files;
 mod layout;
+mod marks;
 mod merger;
 mod table;
 mod writer;
 
 pub(crate) use layout::{DataFile, Hour, live_files, partitions};
+pub use marks::{EPOCHS_MAX, GAPS_MAX, Mark, Marks, PROBES_MAX};
 pub use table::Table;
 
 use crossbeam_channel::{Sender, TrySendError, bounded};
@@ -26,11 +30,11 @@ use nagare_wire::flow::FlowRecord;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use writer::Writer;
+use writer::{Item, Writer};
 
 /// Rows that may wait for the writer thread; a batch that would go over it is handed back.
 pub const QUEUE_ROWS_MAX: u64 = 262_144;
@@ -142,17 +146,36 @@ impl Row {
     }
 }
 
+/// Rows, and the numbers of the Messages that they came in: durable together.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// The rows.
+    pub rows: Vec<Row>,
+    /// The Messages, also those that made no row.
+    pub marks: Vec<Mark>,
+}
+
+impl Batch {
+    /// Rows of exporters that do not number their Messages.
+    pub fn of(rows: Vec<Row>) -> Batch {
+        Batch { rows, marks: Vec::new() }
+    }
+
+    /// Whether there is nothing to store.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.marks.is_empty()
+    }
+}
+
 /// How the store trades memory, files and time.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
-    /// Rows are on disk after this, so that a query sees them.
+    /// Rows are on disk after this, so that a query sees them and the probes are acknowledged.
     pub flush_interval: Duration,
     /// Rows collected in memory; at this many they are written before their time.
     pub rows_max: usize,
     /// Partitions collected in memory; at this many they are written before their time.
     pub partitions_max: usize,
-    /// A partition that cannot be written for this long gives its rows up, so that it cannot hold up the others for ever.
-    pub retry_limit: Duration,
     /// Files of about one size in a partition that are merged into one.
     pub merge_files_min: usize,
     /// A file of this many octets or more is not merged any more.
@@ -166,10 +189,9 @@ pub struct StoreOptions {
 impl Default for StoreOptions {
     fn default() -> StoreOptions {
         StoreOptions {
-            flush_interval: Duration::from_secs(4),
+            flush_interval: Duration::from_secs(2),
             rows_max: 262_144,
             partitions_max: 1_024,
-            retry_limit: Duration::from_secs(600),
             merge_files_min: 16,
             merge_octets_max: 64 << 20,
             merge_grace: Duration::from_secs(300),
@@ -185,7 +207,7 @@ pub struct Tally {
     pub taken: u64,
     /// Rows that are in a file, on disk.
     pub stored: u64,
-    /// Rows given up because their partition could not be written.
+    /// Rows given up because the disk refused them until the store was closed.
     pub failed: u64,
     /// Rows in the queue or being collected.
     pub in_flight: u64,
@@ -198,7 +220,7 @@ pub struct StoreCounters {
     pub taken: u64,
     /// Rows of all tables that are in a file, on disk.
     pub stored: u64,
-    /// Rows of all tables given up because their partition could not be written.
+    /// Rows of all tables given up because the disk refused them until the store was closed.
     pub failed: u64,
     /// Rows of all tables in the queue or being collected.
     pub in_flight: u64,
@@ -264,14 +286,34 @@ impl StoreCounters {
     }
 }
 
-/// Counters that the store's threads share; one lock, so that a reader sees sums that add up.
+/// What the store's threads share with whoever offers rows.
 #[derive(Clone, Default)]
-struct SharedCounters(Arc<Mutex<StoreCounters>>);
+struct Shared(Arc<SharedState>);
 
-impl SharedCounters {
+#[derive(Default)]
+struct SharedState {
+    /// One lock, so that a reader sees sums that add up.
+    counters: Mutex<StoreCounters>,
+    /// The last batch that is durable.
+    durable: AtomicU64,
+    on_durable: Mutex<Option<Box<dyn Fn() + Send>>>,
+}
+
+impl Shared {
     /// Counting cannot leave the sums half done, so a lock that a panic poisoned is as good as any.
     fn lock(&self) -> MutexGuard<'_, StoreCounters> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.counters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts files of rows as stored, and tells of it.
+    fn durable(&self, ticket: u64, files: impl Iterator<Item = (Table, u64)>) {
+        let mut counters = self.lock();
+        files.for_each(|(table, rows)| counters.stored(table, rows));
+        drop(counters);
+        self.0.durable.store(ticket, Ordering::Release);
+        if let Some(tell) = &*self.0.on_durable.lock().unwrap_or_else(PoisonError::into_inner) {
+            tell();
+        }
     }
 }
 
@@ -330,8 +372,11 @@ impl StoreError {
 
 /// The embedded store of one data directory. Dropping it writes what it holds, like [`Store::close`], without a word.
 pub struct Store {
-    counters: SharedCounters,
-    batches: Option<Sender<Vec<Row>>>,
+    shared: Shared,
+    /// Where batches go, and the number of the last one.
+    items: Option<Sender<Item>>,
+    offered: AtomicU64,
+    marks: Marks,
     writer: Option<JoinHandle<()>>,
     merger: Option<JoinHandle<()>>,
     closing: Arc<AtomicBool>,
@@ -339,51 +384,78 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store in `dir`, which is made where it is missing, and removes what a crash left half written.
+    /// Opens the store in `dir`, which is made where it is missing; finishes what the last process committed, and removes what a
+    /// crash left half written.
     ///
     /// # Errors
     /// Another process owns the directory, or it cannot be made, read or written.
     pub fn open(dir: &Path, options: StoreOptions) -> Result<Store, StoreError> {
         let lock = Lock::take(dir)?;
-        let unmerged = layout::recover(dir).map_err(StoreError::io(format_args!("read {}", dir.display())))?;
-        let counters = SharedCounters::default();
+        let recovered = commit::recover(dir).and_then(|marks| Ok((marks, layout::recover(dir)?)));
+        let (marks, unmerged) = recovered.map_err(StoreError::io(format_args!("read {}", dir.display())))?;
+        let shared = Shared::default();
         let closing = Arc::new(AtomicBool::new(false));
-        let (batches, taken) = bounded(QUEUE_BATCHES_MAX);
+        let (items, taken) = bounded(QUEUE_BATCHES_MAX);
         let (written, to_merge) = bounded(MERGE_QUEUE_MAX);
-        let mut merger = Merger::new(dir, &options, counters.clone(), closing.clone());
+        let mut merger = Merger::new(dir, &options, shared.clone(), closing.clone());
         merger.expect(unmerged);
-        let writer = Writer::new(dir, options, counters.clone(), closing.clone(), written);
+        let writer = Writer::new(dir, options, marks.clone(), shared.clone(), closing.clone(), written);
         let merger = spawn("store-merger", move || merger.run(&to_merge))?;
         let writer = spawn("store-writer", move || writer.run(&taken))?;
-        Ok(Store { counters, batches: Some(batches), writer: Some(writer), merger: Some(merger), closing, _lock: lock })
+        let (items, offered) = (Some(items), AtomicU64::new(0));
+        Ok(Store { shared, items, offered, marks, writer: Some(writer), merger: Some(merger), closing, _lock: lock })
     }
 
-    /// Takes a batch of rows to be stored; never blocks. Texts longer than [`TEXT_OCTETS_MAX`] are cut.
+    /// The marks that were durable when the store was opened.
+    pub fn marks(&self) -> Marks {
+        self.marks.clone()
+    }
+
+    /// Takes a batch to be stored; never blocks. Texts longer than [`TEXT_OCTETS_MAX`] are cut. Gives the batch's number: when
+    /// [`Store::durable`] has reached it, its rows and marks survive whatever happens.
     ///
     /// # Errors
-    /// The queue is full: the rows come back, to be offered again later.
-    pub fn offer(&self, mut batch: Vec<Row>) -> Result<(), Vec<Row>> {
-        let Some(batches) = &self.batches else { return Err(batch) };
-        batch.iter_mut().for_each(Row::bound);
-        let (rows, mut by_table) = (batch.len() as u64, [0; Table::ALL.len()]);
-        batch.iter().for_each(|row| by_table[row.table() as usize] += 1);
-        let mut counters = self.counters.lock();
+    /// The queue is full: the batch comes back, to be offered again later.
+    pub fn offer(&self, mut batch: Batch) -> Result<u64, Batch> {
+        let Some(items) = &self.items else { return Err(batch) };
+        batch.rows.iter_mut().for_each(Row::bound);
+        let (rows, mut by_table) = (batch.rows.len() as u64, [0; Table::ALL.len()]);
+        batch.rows.iter().for_each(|row| by_table[row.table() as usize] += 1);
+        // The lock also keeps the numbers in the order of the queue.
+        let mut counters = self.shared.lock();
         if counters.queued > 0 && counters.queued + rows > QUEUE_ROWS_MAX {
             return Err(batch);
         }
-        match batches.try_send(batch) {
+        match items.try_send(Item::Batch(batch)) {
             Ok(()) => {
                 counters.queued += rows;
                 Table::ALL.into_iter().zip(by_table).for_each(|(table, rows)| counters.took(table, rows));
-                Ok(())
+                Ok(self.offered.fetch_add(1, Ordering::Relaxed) + 1)
             }
-            Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) => Err(batch),
+            Err(TrySendError::Full(Item::Batch(batch)) | TrySendError::Disconnected(Item::Batch(batch))) => Err(batch),
+            Err(_) => Err(Batch::default()),
         }
+    }
+
+    /// The number of the last batch that is durable, with all before it.
+    pub fn durable(&self) -> u64 {
+        self.shared.0.durable.load(Ordering::Acquire)
+    }
+
+    /// Calls `tell`, from the store's thread, whenever [`Store::durable`] has grown.
+    pub fn on_durable(&self, tell: impl Fn() + Send + 'static) {
+        *self.shared.0.on_durable.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(tell));
+    }
+
+    /// Asks for what was offered to be made durable now, not at the next interval.
+    pub fn hurry(&self) {
+        // A full queue is being emptied as fast as can be.
+        self.items.iter().for_each(|items| drop(items.try_send(Item::Flush)));
     }
 
     /// What became of the rows so far.
     pub fn counters(&self) -> StoreCounters {
-        *self.counters.lock()
+        *self.shared.lock()
     }
 
     /// Writes every row that was taken, and ends the store's threads. Rows that could not be written are counted as
@@ -399,7 +471,7 @@ impl Store {
 
     fn finish(&mut self) -> bool {
         self.closing.store(true, Ordering::Relaxed);
-        drop(self.batches.take());
+        drop(self.items.take());
         // The writer goes first: the merger ends when the writer's end of their channel is gone.
         let writer = self.writer.take().is_none_or(|thread| thread.join().is_ok());
         let merger = self.merger.take().is_none_or(|thread| thread.join().is_ok());

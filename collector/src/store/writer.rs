@@ -1,19 +1,22 @@
-//! The writer thread: collects rows by table, site and hour, and writes them when their time has come.
+//! The writer thread: collects rows by table, site and hour, and makes them durable with the marks that came with them.
 
-use super::files::{make_partition, write_whole};
+use super::commit::{self, Staged};
+use super::files::{make_partition, write_temporary};
 use super::layout::{FileRange, Hour, Partition, next_number};
+use super::marks::Marks;
 use super::table::TableRow;
-use super::{BookRow, FlowRow, Row, SessionRow, SharedCounters, StoreOptions};
+use super::{Batch, BookRow, FlowRow, Row, SessionRow, Shared, StoreOptions, Table};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use datafusion::arrow::array::RecordBatch;
 use std::collections::HashMap;
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// When the store closes, a partition that cannot be written is tried this often before its rows are given up.
+/// When the store closes, what cannot be written is tried this often before it is given up.
 const CLOSE_ATTEMPTS: usize = 3;
 
 /// How soon a writer that takes nothing, because the disk refuses, sees that the store closes.
@@ -22,64 +25,84 @@ const CLOSE_POLL: Duration = Duration::from_millis(100);
 /// Pause between these attempts.
 const CLOSE_PAUSE: Duration = Duration::from_millis(500);
 
-/// What flushes share: where to write, whom to tell.
-struct Target {
-    dir: PathBuf,
-    retry_limit: Duration,
-    counters: SharedCounters,
-    /// Partitions that got a file, for the merger.
-    written: Sender<Partition>,
+/// How often a disk that goes on refusing is told of.
+const TOLD_AGAIN: Duration = Duration::from_secs(60);
+
+/// What the writer is given.
+pub(super) enum Item {
+    /// Rows and marks.
+    Batch(Batch),
+    /// The wish that what was given before be durable now.
+    Flush,
 }
 
 /// Collects and writes; owned by its thread.
 pub(super) struct Writer {
-    target: Target,
+    dir: PathBuf,
     options: StoreOptions,
+    shared: Shared,
+    /// Partitions that got a file, for the merger.
+    written: Sender<Partition>,
     flows: Pending<FlowRow>,
     books: Pending<BookRow>,
     sessions: Pending<SessionRow>,
+    /// Of everything taken, durable or not.
+    marks: Marks,
+    /// Batches taken, and of those the ones that are durable.
+    taken: u64,
+    durable: u64,
+    /// Committed files that have not got their names yet.
+    unnamed: Vec<Staged>,
     /// The store closes: what is queued must come in, however full.
     closing: Arc<AtomicBool>,
     flush_at: Instant,
-    /// The last flush could not write everything: wait for the next time, however full.
-    failing: bool,
+    /// Since when the disk refuses, and when that was told: wait for the next time, however full.
+    failing: Option<(Instant, Instant)>,
 }
 
 impl Writer {
     pub(super) fn new(
         dir: &Path,
         options: StoreOptions,
-        counters: SharedCounters,
+        marks: Marks,
+        shared: Shared,
         closing: Arc<AtomicBool>,
         written: Sender<Partition>,
     ) -> Writer {
         Writer {
-            target: Target { dir: dir.to_owned(), retry_limit: options.retry_limit, counters, written },
-            closing,
+            dir: dir.to_owned(),
             flush_at: Instant::now() + options.flush_interval,
             options,
+            shared,
+            written,
             flows: Pending::default(),
             books: Pending::default(),
             sessions: Pending::default(),
-            failing: false,
+            marks,
+            taken: 0,
+            durable: 0,
+            unnamed: Vec::new(),
+            closing,
+            failing: None,
         }
     }
 
-    /// Runs until the sending end of `batches` is gone, then writes what is left.
-    pub(super) fn run(mut self, batches: &Receiver<Vec<Row>>) {
+    /// Runs until the sending end of `items` is gone, then writes what is left.
+    pub(super) fn run(mut self, items: &Receiver<Item>) {
         loop {
             let wait = self.flush_at.saturating_duration_since(Instant::now());
             if self.is_full() && !self.closing.load(Ordering::Relaxed) {
                 // Only a disk that refuses leads here. The queue fills, sessions stop reading: nothing is lost yet.
                 std::thread::sleep(wait.min(CLOSE_POLL));
             } else {
-                match batches.recv_timeout(wait) {
-                    Ok(batch) => self.take(batch),
+                match items.recv_timeout(wait) {
+                    Ok(Item::Batch(batch)) => self.take(batch),
+                    Ok(Item::Flush) => self.flush_at = Instant::now(),
                     Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => break,
                 }
             }
-            if Instant::now() >= self.flush_at || (self.is_full() && !self.failing) {
+            if Instant::now() >= self.flush_at || (self.is_full() && self.failing.is_none()) {
                 self.flush();
             }
         }
@@ -92,9 +115,11 @@ impl Writer {
         rows >= self.options.rows_max || partitions >= self.options.partitions_max
     }
 
-    fn take(&mut self, batch: Vec<Row>) {
-        self.target.counters.lock().queued -= batch.len() as u64;
-        for row in batch {
+    fn take(&mut self, batch: Batch) {
+        self.shared.lock().queued -= batch.rows.len() as u64;
+        self.taken += 1;
+        batch.marks.iter().for_each(|mark| self.marks.insert(mark));
+        for row in batch.rows {
             match row {
                 Row::Flow(row) => self.flows.push(row),
                 Row::Book(row) => self.books.push(row),
@@ -103,11 +128,67 @@ impl Writer {
         }
     }
 
-    fn flush(&mut self) {
-        let (flows, books, sessions) =
-            (self.flows.flush(&self.target), self.books.flush(&self.target), self.sessions.flush(&self.target));
-        self.failing = !(flows && books && sessions);
+    /// Makes everything taken durable, or nothing. True where nothing is left to do.
+    fn flush(&mut self) -> bool {
+        let result = self.try_flush();
         self.flush_at = Instant::now() + self.options.flush_interval;
+        match (&result, self.failing) {
+            (Ok(()), None) => {}
+            (Ok(()), Some((since, _))) => {
+                log::warn!("the store writes again, after {} s in which nothing was lost", since.elapsed().as_secs());
+                self.failing = None;
+            }
+            (Err(error), failing) => {
+                self.shared.lock().write_errors += 1;
+                let now = Instant::now();
+                let (since, told) = failing.unwrap_or((now, now - TOLD_AGAIN));
+                let tell = told.elapsed() >= TOLD_AGAIN;
+                if tell {
+                    let rows = self.flows.rows + self.books.rows + self.sessions.rows;
+                    log::warn!(
+                        "cannot write to the store: {error}. {rows} rows wait, nothing more is acknowledged or read, and it is tried again"
+                    );
+                }
+                self.failing = Some((since, if tell { now } else { told }));
+            }
+        }
+        result.is_ok()
+    }
+
+    fn try_flush(&mut self) -> io::Result<()> {
+        self.name_files()?;
+        if self.durable == self.taken {
+            return Ok(());
+        }
+        let mut staged = Vec::new();
+        let outcome = self
+            .flows
+            .stage(&self.dir, &mut staged)
+            .and_then(|()| self.books.stage(&self.dir, &mut staged))
+            .and_then(|()| self.sessions.stage(&self.dir, &mut staged))
+            .and_then(|()| commit::commit(&self.dir, &files_of(&staged), &self.marks));
+        if let Err(error) = outcome {
+            // What stays of these files is removed at the next start.
+            staged.iter().for_each(|(_, file, _)| drop(fs::remove_file(&file.temporary)));
+            return Err(error);
+        }
+        self.unnamed = files_of(&staged);
+        let named = self.name_files();
+        self.durable = self.taken;
+        self.shared.durable(self.durable, staged.iter().map(|(partition, _, rows)| (partition.table, *rows)));
+        // A full queue is no loss: the merger hears of the partition with its next file.
+        staged.into_iter().for_each(|(partition, ..)| drop(self.written.try_send(partition)));
+        self.flows.clear();
+        self.books.clear();
+        self.sessions.clear();
+        named
+    }
+
+    /// Gives committed files their names. They are durable: this only hides them from readers while it fails.
+    fn name_files(&mut self) -> io::Result<()> {
+        commit::name(&self.unnamed)?;
+        self.unnamed.clear();
+        Ok(())
     }
 
     fn finish(mut self) {
@@ -115,27 +196,32 @@ impl Writer {
             if attempt > 0 {
                 std::thread::sleep(CLOSE_PAUSE);
             }
-            self.flush();
-            if !self.failing {
+            if self.flush() {
                 return;
             }
         }
-        self.flows.give_up(&self.target);
-        self.books.give_up(&self.target);
-        self.sessions.give_up(&self.target);
+        let mut counters = self.shared.lock();
+        for (table, rows) in
+            [(Table::Flows, self.flows.rows), (Table::Books, self.books.rows), (Table::Sessions, self.sessions.rows)]
+        {
+            if rows > 0 {
+                log::error!("{rows} rows of {} are lost: the disk refused them until the end", table.name());
+                counters.failed(table, rows as u64);
+            }
+        }
     }
 }
 
-/// Rows of one partition.
-struct Buffer<R> {
-    rows: Vec<R>,
-    /// Since when it cannot be written.
-    failing_since: Option<Instant>,
+/// A file written for a partition, and how many rows it has.
+type Written = (Partition, Staged, u64);
+
+fn files_of(written: &[Written]) -> Vec<Staged> {
+    written.iter().map(|(_, file, _)| file.clone()).collect()
 }
 
-/// Rows of one table.
+/// Rows of one table, by site and hour.
 struct Pending<R> {
-    partitions: HashMap<(Arc<str>, Hour), Buffer<R>>,
+    partitions: HashMap<(Arc<str>, Hour), Vec<R>>,
     rows: usize,
 }
 
@@ -148,74 +234,34 @@ impl<R> Default for Pending<R> {
 impl<R: TableRow> Pending<R> {
     fn push(&mut self, row: R) {
         let place = (Arc::clone(row.site()), Hour::of(row.time_ms()));
-        let new = || Buffer { rows: Vec::new(), failing_since: None };
-        self.partitions.entry(place).or_insert_with(new).rows.push(row);
+        self.partitions.entry(place).or_default().push(row);
         self.rows += 1;
     }
 
-    /// Writes every partition; those that cannot be written keep their rows until the limit. True if all were written.
-    fn flush(&mut self, target: &Target) -> bool {
-        let mut all = true;
-        self.partitions.retain(|(site, hour), buffer| {
-            let partition = Partition { table: R::TABLE, site: Arc::clone(site), hour: *hour };
-            let rows = buffer.rows.len() as u64;
-            match write(target, &partition, &mut buffer.rows) {
-                Ok(()) => {
-                    target.counters.lock().stored(R::TABLE, rows);
-                    // A full queue is no loss: the merger hears of the partition with its next file.
-                    let _ = target.written.try_send(partition);
-                    false
-                }
-                Err(error) => {
-                    all = false;
-                    target.counters.lock().write_errors += 1;
-                    buffer.keep_or_give_up(target, &partition, &error)
-                }
-            }
-        });
-        self.rows = self.partitions.values().map(|buffer| buffer.rows.len()).sum();
-        all
-    }
-
-    fn give_up(&mut self, target: &Target) {
-        for ((site, hour), buffer) in self.partitions.drain() {
-            let partition = Partition { table: R::TABLE, site, hour };
-            buffer.failed(target, &partition, "the collector stops");
-        }
+    fn clear(&mut self) {
+        self.partitions.clear();
         self.rows = 0;
     }
-}
 
-impl<R: TableRow> Buffer<R> {
-    /// True if the rows are kept for another attempt.
-    fn keep_or_give_up(&mut self, target: &Target, partition: &Partition, error: &io::Error) -> bool {
-        let path = partition.path(&target.dir);
-        let since = *self.failing_since.get_or_insert_with(|| {
-            log::warn!("cannot write {} rows to {}, trying again: {error}", self.rows.len(), path.display());
-            Instant::now()
-        });
-        let keep = since.elapsed() < target.retry_limit;
-        if !keep {
-            self.failed(target, partition, error);
+    /// Writes every partition's rows to a temporary file.
+    fn stage(&mut self, dir: &Path, staged: &mut Vec<Written>) -> io::Result<()> {
+        for ((site, hour), rows) in &mut self.partitions {
+            let partition = Partition { table: R::TABLE, site: Arc::clone(site), hour: *hour };
+            let file = stage(dir, &partition, rows).map_err(|error| super::layout::at(&partition.path(dir), error))?;
+            staged.push((partition, file, rows.len() as u64));
         }
-        keep
-    }
-
-    fn failed(&self, target: &Target, partition: &Partition, reason: impl std::fmt::Display) {
-        let path = partition.path(&target.dir);
-        log::error!("{} rows for {} are lost: {reason}", self.rows.len(), path.display());
-        target.counters.lock().failed(R::TABLE, self.rows.len() as u64);
+        Ok(())
     }
 }
 
-/// Writes rows as the partition's next file.
-fn write<R: TableRow>(target: &Target, partition: &Partition, rows: &mut [R]) -> io::Result<()> {
-    let path = partition.path(&target.dir);
-    make_partition(&target.dir, &path)?;
+/// Writes rows as what is to be the partition's next file.
+fn stage<R: TableRow>(dir: &Path, partition: &Partition, rows: &mut [R]) -> io::Result<Staged> {
+    let path = partition.path(dir);
+    make_partition(dir, &path)?;
     let number = next_number(&path)?;
     rows.sort_by_key(R::time_ms);
     let batch: RecordBatch = R::batch(rows);
-    write_whole(&path, FileRange { first: number, last: number }, R::TABLE, |file| {
+    write_temporary(&path, FileRange { first: number, last: number }, R::TABLE, |file| {
         file.write(&batch).map_err(super::files::parquet_error)
     })
 }

@@ -1,0 +1,187 @@
+//! What was received of each probe, by the numbers of its Messages: how a Message that comes again is known.
+//!
+//! Probes and epochs are kept in the order in which they were last heard of; where there are too many, the one unheard for longest is
+//! forgotten. Every bound is per site, so that no site can make another one's probes be forgotten.
+
+use nagare_wire::delivery::{ProbeId, Ranges, WHOLE_EPOCH};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Probes of a site that are remembered.
+pub const PROBES_MAX: usize = 256;
+
+/// Epochs of a probe that are remembered: each start of a probe that could not deliver yet is one.
+pub const EPOCHS_MAX: usize = 1024;
+
+/// Gaps in the numbers of an epoch; a probe says when a gap will not be filled, so that one that keeps to the rules has few. Of
+/// more, the oldest counts as received.
+pub const GAPS_MAX: usize = 256;
+
+/// Numbers of Messages, of one site's probe and epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The site: as the certificate says.
+    pub site: Arc<str>,
+    /// The probe, as it names itself.
+    pub probe: ProbeId,
+    /// The epoch.
+    pub epoch: u64,
+    /// The first number.
+    pub first: u64,
+    /// The last number; [`WHOLE_EPOCH`] for an epoch that is to be forgotten.
+    pub last: u64,
+}
+
+/// All numbers received.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Marks {
+    sites: BTreeMap<Arc<str>, Vec<Probe>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Probe {
+    id: ProbeId,
+    epochs: Vec<(u64, Ranges)>,
+}
+
+impl Marks {
+    /// Notes numbers as received.
+    pub fn insert(&mut self, mark: &Mark) {
+        let probes = self.sites.entry(Arc::clone(&mark.site)).or_default();
+        let probe =
+            latest(probes, |probe| probe.id == mark.probe, PROBES_MAX, || Probe { id: mark.probe, epochs: Vec::new() });
+        if mark.last == WHOLE_EPOCH {
+            return probe.epochs.retain(|(epoch, _)| *epoch != mark.epoch);
+        }
+        let new = || (mark.epoch, Ranges::default());
+        let (_, received) = latest(&mut probe.epochs, |(epoch, _)| *epoch == mark.epoch, EPOCHS_MAX, new);
+        received.insert(mark.first, mark.last);
+        if received.as_slice().len() > GAPS_MAX + 1 {
+            let (first, last) = (received.as_slice()[0].0, received.as_slice()[1].1);
+            received.insert(first, last);
+        }
+    }
+
+    /// Whether a number was received.
+    pub fn contains(&self, site: &str, probe: &ProbeId, epoch: u64, number: u64) -> bool {
+        let probe = self.sites.get(site).and_then(|probes| probes.iter().rfind(|found| found.id == *probe));
+        let epoch = probe.and_then(|probe| probe.epochs.iter().rfind(|(found, _)| *found == epoch));
+        epoch.is_some_and(|(_, received)| received.contains(number))
+    }
+}
+
+/// The item that `is` finds, moved to the end; a new one where there is none, for which the first gives way where they are `most`.
+fn latest<T>(items: &mut Vec<T>, is: impl Fn(&T) -> bool, most: usize, new: impl FnOnce() -> T) -> &mut T {
+    match items.iter().rposition(is) {
+        Some(index) if index + 1 == items.len() => {}
+        Some(index) => items[index..].rotate_left(1),
+        None => {
+            if items.len() >= most {
+                items.remove(0);
+            }
+            items.push(new());
+        }
+    }
+    items.last_mut().expect("there is one")
+}
+
+/// [`Marks`] as they lie on disk.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct MarksOnDisk(Vec<SiteOnDisk>);
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SiteOnDisk {
+    site: String,
+    probes: Vec<ProbeOnDisk>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct ProbeOnDisk {
+    probe: ProbeId,
+    /// Of each epoch the ranges of numbers.
+    epochs: Vec<(u64, Vec<(u64, u64)>)>,
+}
+
+impl From<&Marks> for MarksOnDisk {
+    fn from(marks: &Marks) -> MarksOnDisk {
+        let epoch = |(epoch, received): &(u64, Ranges)| (*epoch, received.as_slice().to_vec());
+        let probe = |probe: &Probe| ProbeOnDisk { probe: probe.id, epochs: probe.epochs.iter().map(epoch).collect() };
+        let sites = marks.sites.iter();
+        let sites = sites.map(|(site, probes)| SiteOnDisk {
+            site: site.to_string(),
+            probes: probes.iter().filter(|probe| !probe.epochs.is_empty()).map(probe).collect(),
+        });
+        MarksOnDisk(sites.filter(|site| !site.probes.is_empty()).collect())
+    }
+}
+
+impl From<MarksOnDisk> for Marks {
+    fn from(on_disk: MarksOnDisk) -> Marks {
+        let mut marks = Marks::default();
+        for SiteOnDisk { site, probes } in on_disk.0 {
+            let site: Arc<str> = site.into();
+            for ProbeOnDisk { probe, epochs } in probes {
+                for (epoch, ranges) in epochs {
+                    for (first, last) in ranges {
+                        marks.insert(&Mark { site: Arc::clone(&site), probe, epoch, first, last });
+                    }
+                }
+            }
+        }
+        marks
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark(site: &str, probe: u8, epoch: u64, first: u64, last: u64) -> Mark {
+        Mark { site: site.into(), probe: [probe; 16], epoch, first, last }
+    }
+
+    #[test]
+    fn what_was_received_is_known_of_that_site_probe_and_epoch_alone() {
+        let mut marks = Marks::default();
+        marks.insert(&mark("tokyo", 1, 7, 1, 5));
+        assert!(marks.contains("tokyo", &[1; 16], 7, 5));
+        for (site, probe, epoch, number) in
+            [("osaka", 1, 7, 5), ("tokyo", 2, 7, 5), ("tokyo", 1, 8, 5), ("tokyo", 1, 7, 6)]
+        {
+            assert!(!marks.contains(site, &[probe; 16], epoch, number), "{site} {probe} {epoch} {number}");
+        }
+        marks.insert(&mark("tokyo", 1, 7, 0, WHOLE_EPOCH));
+        assert!(!marks.contains("tokyo", &[1; 16], 7, 5));
+    }
+
+    #[test]
+    fn they_come_back_from_disk() {
+        let mut marks = Marks::default();
+        for (probe, epoch, first) in [(1, 7, 1), (2, u64::MAX, 3), (1, 9, 4), (1, 7, 10)] {
+            marks.insert(&mark("東京", probe, epoch, first, first + 2));
+        }
+        let text = serde_json::to_string(&MarksOnDisk::from(&marks)).expect("JSON");
+        let back: MarksOnDisk = serde_json::from_str(&text).expect("the same");
+        assert_eq!(Marks::from(back), marks);
+    }
+
+    #[test]
+    fn a_site_that_makes_up_probes_epochs_and_gaps_forgets_its_own_alone() {
+        let mut marks = Marks::default();
+        marks.insert(&mark("tokyo", 1, 1, 1, 1));
+        for number in 0..10_000u64 {
+            marks.insert(&Mark { probe: u128::from(number).to_be_bytes(), ..mark("osaka", 0, 1, 1, 1) });
+            marks.insert(&mark("osaka", 0, number, 1, 1));
+            marks.insert(&mark("osaka", 9, 1, 2 * number, 2 * number));
+        }
+        assert!(marks.contains("tokyo", &[1; 16], 1, 1));
+        let osaka = &marks.sites["osaka"];
+        assert_eq!(osaka.len(), PROBES_MAX);
+        assert!(osaka.iter().all(|probe| probe.epochs.len() <= EPOCHS_MAX));
+        assert!(
+            osaka.iter().flat_map(|probe| &probe.epochs).all(|(_, received)| received.as_slice().len() <= GAPS_MAX + 1)
+        );
+        assert!(marks.contains("osaka", &[9; 16], 1, 19_998), "the newest are known");
+    }
+}
