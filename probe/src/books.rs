@@ -3,7 +3,8 @@
 //! ```text
 //! packets on the wire = metered + each named drop + each named ignore      (per worker; what was not steered apart)
 //! packets metered     = in flow records + in the cache                     (per worker, at the end)
-//! flows ended         = delivered + in flight + each named drop
+//! flows ended         = delivered + spooled + in flight + each named drop  (per queue; where flows are balanced: flows taken)
+//! flows recovered     = delivered + spooled + each named drop              (per spool: what earlier runs had left)
 //! ```
 //!
 //! Counters are read while the workers go on: what is on its way is the difference, which must lie between nothing and
@@ -42,8 +43,10 @@ pub struct ProbeBooks {
     pub records_max: u64,
     /// Of each worker.
     pub meters: Vec<Arc<MeterCounters>>,
-    /// Of the exporter.
-    pub export: Arc<ExportCounters>,
+    /// Of the exporter: each queue with its name.
+    pub exports: Vec<(String, Arc<ExportCounters>)>,
+    /// Each flow goes to one of the queues, not to all.
+    pub balanced: bool,
     /// Memory reserved, by name, bytes.
     pub memory: Vec<(String, u64)>,
 }
@@ -66,13 +69,13 @@ impl ProbeBooks {
         if when != When::Running {
             equations.extend(self.metered());
         }
-        equations.push(self.flows(when));
+        equations.extend(self.all_flows(when));
         Books { program: "nagare-probe", equations, figures: self.figures() }
     }
 
-    /// The books as options records carry them: packets per Metering Process (worker 0 is process 1; process 0 stands for
-    /// what was given to no worker), flows of the Exporting Process.
-    pub fn terms(&self, when: When) -> Vec<Book> {
+    /// The books as options records carry them to a queue's collector: packets per Metering Process (worker 0 is process 1; process
+    /// 0 stands for what was given to no worker), flows of the queue's Exporting Process (the first queue's is 1).
+    pub fn terms(&self, queue: usize, when: When) -> Vec<Book> {
         let mut books = Vec::new();
         let mut unsteered = BTreeMap::<String, u64>::new();
         for (index, equation) in self.packets(when).into_iter().enumerate() {
@@ -89,15 +92,15 @@ impl ProbeBooks {
         if sum > 0 {
             push(&mut books, Process::Metering, 0, ("wire".into(), sum), unsteered.into_iter().collect());
         }
-        let flows = self.flows(when);
-        push(&mut books, Process::Exporting, 1, flows.total, flows.terms);
+        let flows = self.flows(queue, when);
+        push(&mut books, Process::Exporting, queue as u32 + 1, ("ended".into(), flows.total.1), flows.terms);
         books
     }
 
-    /// Flows, packets and octets that were not sent, for notSent*TotalCount (RFC 7011, 4.3).
-    pub fn not_sent(&self) -> Tally {
+    /// Flows, packets and octets that a queue did not send, for notSent*TotalCount (RFC 7011, 4.3).
+    pub fn not_sent(&self, queue: usize) -> Tally {
         let rings = self.meters.iter().map(|meter| meter.ring_full.get());
-        let drops = self.export.drops().into_iter().map(|(_, tally)| tally.get());
+        let drops = self.exports[queue].1.drops().into_iter().map(|(_, tally)| tally.get());
         rings.chain(drops).fold(Tally::default(), |mut sum, tally| {
             sum += tally;
             sum
@@ -146,15 +149,71 @@ impl ProbeBooks {
         })
     }
 
-    fn flows(&self, when: When) -> Equation {
-        let mut terms = vec![("delivered".to_string(), self.export.delivered.get().flows)];
-        terms.extend(self.export.drops().map(|(name, tally)| (name.to_string(), tally.get().flows)));
-        let rings = self.meters.iter().map(|meter| meter.ring_full.get().flows).sum();
-        terms.push(("drop.ring_full".into(), rings));
-        let ended = self.meters.iter().map(|meter| meter.ended.get().flows).sum();
-        let mut equation = Equation { name: "flows", labels: Vec::new(), total: ("ended".into(), ended), terms };
+    fn all_flows(&self, when: When) -> Vec<Equation> {
+        let mut equations: Vec<_> = (0..self.exports.len()).map(|queue| self.flows(queue, when)).collect();
+        if self.balanced {
+            let taken = equations.iter().map(|equation| equation.total.1).sum();
+            let terms = vec![("taken".to_string(), taken), ("drop.ring_full".to_string(), self.ring_full())];
+            let total = ("ended".to_string(), self.ended());
+            let mut equation = Equation { name: "balance", labels: Vec::new(), total, terms };
+            in_flight(&mut equation, self.records_max, when == When::Ended);
+            equations.insert(0, equation);
+        }
+        equations.extend((0..self.exports.len()).filter_map(|queue| self.recovered(queue)));
+        equations
+    }
+
+    fn ended(&self) -> u64 {
+        self.meters.iter().map(|meter| meter.ended.get().flows).sum()
+    }
+
+    fn ring_full(&self) -> u64 {
+        self.meters.iter().map(|meter| meter.ring_full.get().flows).sum()
+    }
+
+    /// The queue's name, where there are several.
+    fn queue_labels(&self, queue: usize) -> Vec<(&'static str, String)> {
+        match self.exports.len() {
+            1 => Vec::new(),
+            _ => vec![("collector", self.exports[queue].0.clone())],
+        }
+    }
+
+    fn flows(&self, queue: usize, when: When) -> Equation {
+        let export = &self.exports[queue].1;
+        let mut terms = vec![("delivered".to_string(), export.delivered.get().flows)];
+        terms.extend(export.drops().map(|(name, tally)| (name.to_string(), tally.get().flows)));
+        // What was in the spool may be delivered meanwhile, so this is read after that.
+        terms.insert(1, ("spooled".to_string(), export.spooled.get().flows));
+        let total = match self.balanced {
+            true => ("taken", export.taken.get().flows),
+            false => {
+                terms.push(("drop.ring_full".into(), self.ring_full()));
+                ("ended", self.ended())
+            }
+        };
+        let total = (total.0.to_string(), total.1);
+        let mut equation = Equation { name: "flows", labels: self.queue_labels(queue), total, terms };
         in_flight(&mut equation, self.records_max, when == When::Ended);
         equation
+    }
+
+    /// What earlier runs had left in a queue's spool.
+    fn recovered(&self, queue: usize) -> Option<Equation> {
+        let recovered = &self.exports[queue].1.recovered;
+        let total = recovered.found.get().flows;
+        let terms = [
+            ("delivered", &recovered.delivered),
+            ("drop.spool_full", &recovered.full),
+            ("drop.spool_damaged", &recovered.damaged),
+            ("spooled", &recovered.spooled),
+        ];
+        let terms = terms.map(|(name, tally)| (name.to_string(), tally.get().flows)).into();
+        let mut equation =
+            Equation { name: "spool", labels: self.queue_labels(queue), total: ("recovered".into(), total), terms };
+        // Two counters change one after the other.
+        in_flight(&mut equation, total, false);
+        (total > 0).then_some(equation)
     }
 
     fn figures(&self) -> Vec<(String, u64)> {
@@ -169,14 +228,26 @@ impl ProbeBooks {
             let count = self.meters.iter().map(|meter| meter.reasons[index].get()).sum();
             figures.push((format!("flows_ended_by_{reason}"), count));
         }
-        let export = &self.export;
-        figures.push(("delivered_packets".into(), export.delivered.get().packets));
-        figures.push(("delivered_octets".into(), export.delivered.get().octets));
-        figures.push(("flows_buffered".into(), export.held.get()));
-        figures.push(("sessions".into(), export.sessions.get()));
-        figures.push(("ipfix_messages".into(), export.messages.get()));
-        figures.push(("ipfix_octets".into(), export.octets.get()));
-        figures.push(("ipfix_records".into(), export.records.get()));
+        for (name, export) in &self.exports {
+            let of = |figure: &str| if self.exports.len() == 1 { figure.into() } else { format!("{figure}.{name}") };
+            let (delivered, spooled) = (export.delivered.get(), export.spooled.get());
+            let counters = [
+                ("delivered_packets", delivered.packets),
+                ("delivered_octets", delivered.octets),
+                ("flows_buffered", export.held.get()),
+                ("flows_spooled", spooled.flows + export.recovered.spooled.get().flows),
+                ("spool_octets", export.spool_octets.get()),
+                ("spool_messages", export.spool_messages.get()),
+                ("spool_write_errors", export.spool_write_errors.get()),
+                ("spool_torn_octets", export.spool_torn_octets.get()),
+                ("delivery_lag_ms", export.lag_ms.get()),
+                ("sessions", export.sessions.get()),
+                ("ipfix_messages", export.messages.get()),
+                ("ipfix_octets", export.octets.get()),
+                ("ipfix_records", export.records.get()),
+            ];
+            figures.extend(counters.map(|(figure, value)| (of(figure), value)));
+        }
         figures.extend(
             self.memory.iter().map(|(name, bytes)| (format!("memory_bytes.{}", name.replace(' ', "_")), *bytes)),
         );

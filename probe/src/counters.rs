@@ -48,6 +48,15 @@ impl Tally {
     }
 }
 
+impl Tally {
+    /// Takes another tally, which is part of this one, away.
+    pub fn subtract(&mut self, other: Tally) {
+        self.flows = self.flows.saturating_sub(other.flows);
+        self.packets = self.packets.wrapping_sub(other.packets);
+        self.octets = self.octets.wrapping_sub(other.octets);
+    }
+}
+
 impl std::ops::AddAssign for Tally {
     fn add_assign(&mut self, other: Tally) {
         self.flows += other.flows;
@@ -70,6 +79,13 @@ impl TallyCounter {
         self.octets.add(tally.octets);
         self.packets.add(tally.packets);
         self.flows.add(tally.flows);
+    }
+
+    /// Sets it; only the one writer calls it.
+    pub fn set(&self, tally: Tally) {
+        self.octets.set(tally.octets);
+        self.packets.set(tally.packets);
+        self.flows.set(tally.flows);
     }
 
     /// Reads it, from any thread.
@@ -105,22 +121,32 @@ pub struct MeterCounters {
     pub reasons: [Counter; 6],
 }
 
-/// What the Exporting Process counts.
+/// What the Exporting Process counts of one queue: that of a collector, or of several that stand in for each other.
 #[derive(Debug, Default)]
 pub struct ExportCounters {
-    /// Delivered: acknowledged by the collector's TCP, handed to UDP, or written to the output.
+    /// Flow records that the queue was given.
+    pub taken: TallyCounter,
+    /// Delivered: stored by the collector as it acknowledged, acknowledged by its TCP, handed to UDP, or written to the output.
     pub delivered: TallyCounter,
     /// The oldest records, let go because the buffer was full.
     pub buffer_full: TallyCounter,
-    /// Sent over a connection that broke before they were acknowledged.
+    /// Sent, their memory needed by others, and the connection broke before they were acknowledged; or at the end.
     pub unacknowledged: TallyCounter,
     /// Refused by the network (UDP) or by the output's file.
     pub send_failed: TallyCounter,
     /// Left when the probe ended and the collector could not be reached.
     pub undelivered: TallyCounter,
-    /// Flow records in the buffer.
+    /// The oldest records, let go because the spool was full.
+    pub spool_full: TallyCounter,
+    /// Unreadable in the spool.
+    pub spool_damaged: TallyCounter,
+    /// In the spool and not acknowledged.
+    pub spooled: TallyCounter,
+    /// What earlier runs of the probe had left in the spool.
+    pub recovered: Recovered,
+    /// Flow records in the buffer alone.
     pub held: Counter,
-    /// IPFIX Messages sent.
+    /// IPFIX Messages sent, those sent again included.
     pub messages: Counter,
     /// Octets of those.
     pub octets: Counter,
@@ -128,16 +154,43 @@ pub struct ExportCounters {
     pub records: Counter,
     /// Transport Sessions opened.
     pub sessions: Counter,
+    /// Octets of the spool on disk.
+    pub spool_octets: Counter,
+    /// Messages in the spool that are not acknowledged.
+    pub spool_messages: Counter,
+    /// Writes that the spool's disk refused.
+    pub spool_write_errors: Counter,
+    /// Octets cut off the spool as torn.
+    pub spool_torn_octets: Counter,
+    /// Age of the oldest Message in memory that is not acknowledged, milliseconds.
+    pub lag_ms: Counter,
+}
+
+/// The account of what earlier runs left in the spool.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// Flow records found at the start.
+    pub found: TallyCounter,
+    /// Of those, delivered.
+    pub delivered: TallyCounter,
+    /// Let go because the spool was full.
+    pub full: TallyCounter,
+    /// Unreadable.
+    pub damaged: TallyCounter,
+    /// Still in the spool.
+    pub spooled: TallyCounter,
 }
 
 impl ExportCounters {
     /// The named drops.
-    pub fn drops(&self) -> [(&'static str, &TallyCounter); 4] {
+    pub fn drops(&self) -> [(&'static str, &TallyCounter); 6] {
         [
             ("drop.buffer_full", &self.buffer_full),
             ("drop.unacknowledged", &self.unacknowledged),
             ("drop.send_failed", &self.send_failed),
             ("drop.undelivered", &self.undelivered),
+            ("drop.spool_full", &self.spool_full),
+            ("drop.spool_damaged", &self.spool_damaged),
         ]
     }
 }

@@ -11,6 +11,7 @@ pub mod exporter;
 pub mod options;
 pub mod run;
 pub mod select;
+pub mod spools;
 mod sys;
 pub mod template;
 pub mod worker;

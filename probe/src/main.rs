@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use clap::Parser;
-use nagare_probe::options::CommandLine;
+use nagare_probe::options::{Command, CommandLine};
 use nagare_probe::run::run;
 use nagare_service::run::{init_log, stop_on_signals};
 use std::process::ExitCode;
@@ -13,6 +13,16 @@ fn main() -> ExitCode {
     if command_line.options.template.as_deref() == Some("help") {
         print!("{}", nagare_probe::template::catalogue());
         return ExitCode::SUCCESS;
+    }
+    if let Some(Command::Spool(command)) = command_line.command {
+        return match nagare_probe::spools::run(command) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                log::error!("{error}");
+                ExitCode::FAILURE
+            }
+        };
     }
     let outcome = command_line
         .plan()

@@ -10,12 +10,11 @@ use nagare_service::endpoint::{Endpoint, Scheme};
 use nagare_service::options::{OptionsError, layered};
 use nagare_service::tls::ClientTls;
 use nagare_service::units::{Size, Span};
-use nagare_wire::flow::FlowRecord;
 use nagare_wire::ipfix::export::{Sampling, SamplingOf, limit_min};
 use nagare_wire::ipfix::field::FlowTemplate;
 use nagare_wire::packet::Tunnels;
 use serde::{Deserialize, Serialize};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,6 +24,8 @@ Examples:
     nagare-probe -i eth1 --collector tls://collector.example:2055 --tls-ca ca.pem --tls-cert tokyo.pem --tls-priv-key tokyo-key.pem
   Meter a capture file:
     nagare-probe -i capture.pcap --collector tls://collector.example:2055
+  Lose nothing while the collector is away or the probe is killed, and have a second collector:
+    nagare-probe -i eth1 --collector tls://one.example --collector tls://two.example --spool /var/lib/nagare-probe/spool
   Print flows:
     nagare-probe -i capture.pcap.zst --dump csv
     tcpdump -w - -i eth1 | nagare-probe -i - --dump json
@@ -36,7 +37,7 @@ RUST_LOG=debug makes the log say more.";
 
 /// The command line of `nagare-probe`.
 #[derive(Debug, Clone, clap::Parser)]
-#[command(name = "nagare-probe", version, about = "Meters the traffic of an interface or a capture file and exports its flows as IPFIX over TLS", after_help = EXAMPLES)]
+#[command(name = "nagare-probe", version, args_conflicts_with_subcommands = true, about = "Meters the traffic of an interface or a capture file and exports its flows as IPFIX over TLS", after_help = EXAMPLES)]
 pub struct CommandLine {
     /// TOML file with any of these options
     #[arg(long, value_name = "FILE")]
@@ -44,6 +45,75 @@ pub struct CommandLine {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub options: Options,
+    #[command(subcommand)]
+    #[allow(missing_docs)]
+    pub command: Option<Command>,
+}
+
+/// What `nagare-probe` does beside metering.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum Command {
+    /// Look after the spool of a probe that does not run: --spool DIR, or the --config of the probe
+    #[command(subcommand)]
+    Spool(SpoolCommand),
+}
+
+/// `nagare-probe spool …`.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum SpoolCommand {
+    /// List the segments: when they were begun, Messages, flows, octets
+    List(SpoolOf),
+    /// Read every segment and compare its Messages with their checksums; fails where any is damaged or torn
+    Verify(SpoolOf),
+    /// Send what waits to its collector (--collector and --tls-… as for metering), and end when it is acknowledged
+    Replay(Box<SpoolReplay>),
+    /// Remove every segment: what waits in them is lost
+    Drop(SpoolDrop),
+}
+
+/// Which spool.
+#[derive(Debug, Clone, clap::Args)]
+pub struct SpoolOf {
+    /// The directory of the spool
+    #[arg(long, value_name = "DIR", required_unless_present = "config")]
+    pub spool: Option<PathBuf>,
+    /// The probe's TOML file, which names the spool
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Which spool, and where to.
+#[derive(Debug, Clone, clap::Args)]
+#[allow(missing_docs)]
+pub struct SpoolReplay {
+    /// TOML file with any of these options
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub options: Options,
+}
+
+/// Which spool, and that it is meant.
+#[derive(Debug, Clone, clap::Args)]
+#[allow(missing_docs)]
+pub struct SpoolDrop {
+    #[command(flatten)]
+    pub of: SpoolOf,
+    /// Without this nothing is removed
+    #[arg(long)]
+    pub yes: bool,
+}
+
+impl SpoolOf {
+    /// The directory.
+    ///
+    /// # Errors
+    /// The file of `--config` cannot be used, or names no spool.
+    pub fn dir(&self) -> Result<PathBuf, PlanError> {
+        let own = Options { spool: self.spool.clone(), ..Options::default() };
+        let none = || PlanError("--spool DIR is missing, and --config names none".into());
+        layered(own, self.config.as_deref())?.spool.ok_or_else(none)
+    }
 }
 
 /// The options, as typed or as they stand in the TOML file.
@@ -55,9 +125,13 @@ pub struct Options {
     #[arg(short, long, value_name = "IFACE|FILE|-")]
     #[serde(deserialize_with = "one_or_more")]
     pub interface: Vec<String>,
-    /// Collector to export to: tls://HOST[:PORT], tcp://… or udp://… (default ports 4740, 4739)
+    /// Collector to export to: tls://HOST[:PORT], tcp://… or udp://… (default ports 4740, 4739); several as --export says
     #[arg(short = 'n', long, value_name = "URL")]
-    pub collector: Option<Endpoint>,
+    #[serde(deserialize_with = "one_or_more")]
+    pub collector: Vec<Endpoint>,
+    /// What several collectors are for: failover (the first that answers), balance (by flow), replicate (each gets all) [default: failover]
+    #[arg(long, value_name = "HOW")]
+    pub export: Option<ExportChoice>,
     /// Print flows to standard output instead
     #[arg(long, value_name = "FORMAT")]
     pub dump: Option<Format>,
@@ -134,9 +208,24 @@ pub struct Options {
     /// Shortest time between two attempts to reach the collector; up to a quarter more at random [default: 60s]
     #[arg(long, value_name = "TIME", help_heading = "Export")]
     pub reconnect: Option<Span>,
-    /// Memory for records that wait for the collector; when it is full the oldest are dropped and counted [default: 64M]
+    /// Memory for Messages that wait for the collector; when it is full the oldest are dropped and counted, or wait in the spool [default: 64M]
     #[arg(long, value_name = "SIZE", help_heading = "Export")]
     pub buffer: Option<Size>,
+    /// Keep what is not acknowledged in this directory, over outages, restarts and crashes
+    #[arg(long, value_name = "DIR", help_heading = "Export")]
+    pub spool: Option<PathBuf>,
+    /// Disk that each collector's spool may take; when it is full the oldest is dropped and counted [default: 10G]
+    #[arg(long, value_name = "SIZE", help_heading = "Export")]
+    pub spool_max: Option<Size>,
+    /// Give up a collector that acknowledges or takes nothing for this long, and connect anew [default: 30s]
+    #[arg(long, value_name = "TIME", help_heading = "Export")]
+    pub dead_peer: Option<Span>,
+    /// Address of this machine to export from
+    #[arg(long, value_name = "ADDR", help_heading = "Export")]
+    pub bind: Option<IpAddr>,
+    /// Send buffer of the socket to the collector [default: the system's]
+    #[arg(long, value_name = "SIZE", help_heading = "Export")]
+    pub sndbuf: Option<Size>,
     /// How long to go on without progress when ending, while records wait for the collector [default: 10s]
     #[arg(long, value_name = "TIME", help_heading = "Export")]
     pub drain_timeout: Option<Span>,
@@ -156,6 +245,19 @@ pub struct Options {
     /// Serve the books to Prometheus at this address, like 127.0.0.1:9101
     #[arg(long, value_name = "ADDR:PORT", help_heading = "Books")]
     pub metrics: Option<SocketAddr>,
+}
+
+/// `--export`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExportChoice {
+    /// The first collector that answers; back to a better one when it answers again
+    #[default]
+    Failover,
+    /// Each flow to one collector, by its hash
+    Balance,
+    /// Every flow to every collector, each with its own queue, spool and books
+    Replicate,
 }
 
 /// `--tunnels`.
@@ -188,12 +290,12 @@ pub enum SamplingChoice {
 }
 
 /// A key of the file with one value or a list of them.
-fn one_or_more<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+fn one_or_more<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
-    enum OneOrMore {
-        One(String),
-        More(Vec<String>),
+    enum OneOrMore<T> {
+        One(T),
+        More(Vec<T>),
     }
     Ok(match OneOrMore::deserialize(deserializer)? {
         OneOrMore::One(one) => vec![one],
@@ -213,8 +315,8 @@ pub enum Input {
 /// Where records go.
 #[derive(Debug, Clone)]
 pub enum Destination {
-    /// A collector.
-    Collector(Endpoint),
+    /// Collectors, the best first.
+    Collectors(Vec<Endpoint>),
     /// Standard output.
     Dump(Format),
     /// An IPFIX File.
@@ -240,7 +342,13 @@ pub struct Plan {
     pub tunnels: Tunnels,
     pub domain: u32,
     pub reconnect: Duration,
-    pub records_max: usize,
+    pub export: ExportChoice,
+    pub buffer_octets: usize,
+    pub spool: Option<PathBuf>,
+    pub spool_max: u64,
+    pub dead_peer: Duration,
+    pub bind: Option<IpAddr>,
+    pub sndbuf: Option<usize>,
     pub drain_timeout: Duration,
     pub books_interval: Duration,
     pub template_interval: Duration,
@@ -286,8 +394,29 @@ fn file(name: &str) -> Result<Input, PlanError> {
     Ok(Input::File(path))
 }
 
+/// Collectors that a probe may have.
+const COLLECTORS_MAX: usize = 16;
+/// The least memory for Messages, and the least disk for a spool: some of the longest Messages.
+const BUFFER_MIN: usize = 256 << 10;
+const SPOOL_MIN: u64 = 1 << 20;
+
 /// Cores that a probe may name; a bound for hostile values, not for machines.
 const WORKERS_MAX: usize = 64;
+
+impl SpoolReplay {
+    /// The plan of an exporter that meters nothing.
+    ///
+    /// # Errors
+    /// The file's, or options that do not go together.
+    pub fn plan(self) -> Result<Plan, PlanError> {
+        let mut options = layered(self.options, self.config.as_deref())?;
+        if options.spool.is_none() {
+            return Err(PlanError("--spool DIR is missing: what is to be sent".into()));
+        }
+        options.interface = vec!["-".into()];
+        options.plan()
+    }
+}
 
 impl CommandLine {
     /// The plan: file under command line, defaults under both.
@@ -332,11 +461,23 @@ impl Options {
             return Err(PlanError(format!("--mtu {mtu} is not between 576 and 65535 octets")));
         }
         let least = limit_min(&template) + crate::exporter::UDP_OVERHEAD;
-        if matches!(&destination, Destination::Collector(to) if to.scheme == Scheme::Udp) && mtu < least {
+        let over_udp = |to: &Endpoint| to.scheme == Scheme::Udp;
+        let any_udp = matches!(&destination, Destination::Collectors(to) if to.iter().any(over_udp));
+        if any_udp && mtu < least {
             return Err(PlanError(format!(
                 "--mtu {mtu} is less than the {least} octets that a packet with these Templates takes: raise it, or export fewer fields"
             )));
         }
+        let dead_peer = span(self.dead_peer, crate::exporter::transport::DEAD_PEER_DEFAULT.as_secs());
+        if dead_peer < Duration::from_secs(1) {
+            return Err(PlanError(format!("--dead-peer {dead_peer:?} is less than a second")));
+        }
+        if any_udp && self.spool.is_some() {
+            return Err(PlanError(
+                "--spool needs collectors that acknowledge, tls:// or tcp://: over udp:// nothing is kept".into(),
+            ));
+        }
+        let spool_max = self.spool_max()?;
         Ok(Plan {
             input: self.input()?,
             destination,
@@ -353,7 +494,13 @@ impl Options {
             tunnels,
             domain: self.observation_domain.unwrap_or(1),
             reconnect: span(self.reconnect, crate::exporter::transport::RECONNECT_DEFAULT.as_secs()),
-            records_max: (self.buffer.map_or(64 << 20, |size| size.0) as usize / size_of::<FlowRecord>()).max(1024),
+            export: self.export.unwrap_or_default(),
+            buffer_octets: (self.buffer.map_or(64 << 20, |size| size.0) as usize).max(BUFFER_MIN),
+            spool_max,
+            spool: self.spool,
+            dead_peer,
+            bind: self.bind,
+            sndbuf: self.sndbuf.map(|size| size.0 as usize),
             drain_timeout: span(self.drain_timeout, 10),
             books_interval: span(self.books_interval, 10),
             template_interval: span(self.template_interval, 60),
@@ -405,17 +552,35 @@ impl Options {
     }
 
     fn destination(&self) -> Result<Destination, PlanError> {
-        match (&self.collector, self.dump, &self.export_file) {
-            (Some(endpoint), None, None) => {
-                endpoint.require_host().map_err(|error| PlanError(format!("--collector {endpoint}: {error}")))?;
-                Ok(Destination::Collector(endpoint.clone()))
+        match (&self.collector[..], self.dump, &self.export_file) {
+            (endpoints @ [_, ..], None, None) => {
+                for (at, endpoint) in endpoints.iter().enumerate() {
+                    endpoint.require_host().map_err(|error| PlanError(format!("--collector {endpoint}: {error}")))?;
+                    if endpoints[..at].contains(endpoint) {
+                        return Err(PlanError(format!("--collector {endpoint} is named twice")));
+                    }
+                }
+                if endpoints.len() > COLLECTORS_MAX {
+                    return Err(PlanError(format!("{} collectors, a probe takes {COLLECTORS_MAX}", endpoints.len())));
+                }
+                Ok(Destination::Collectors(endpoints.to_vec()))
             }
-            (None, Some(format), None) => Ok(Destination::Dump(format)),
-            (None, None, Some(path)) => Ok(Destination::File(path.clone())),
-            (None, None, None) => Err(PlanError(
+            ([], Some(format), None) => Ok(Destination::Dump(format)),
+            ([], None, Some(path)) => Ok(Destination::File(path.clone())),
+            ([], None, None) => Err(PlanError(
                 "nowhere to send flows: give --collector URL, --dump csv|json or --export-file FILE".into(),
             )),
             _ => Err(PlanError("--collector, --dump and --export-file exclude each other: give one".into())),
+        }
+    }
+
+    fn spool_max(&self) -> Result<u64, PlanError> {
+        match (self.spool_max, &self.spool) {
+            (Some(_), None) => Err(PlanError("--spool-max needs --spool DIR".into())),
+            (Some(size), _) if size.0 < SPOOL_MIN => {
+                Err(PlanError(format!("--spool-max {size} is less than {}", Size(SPOOL_MIN))))
+            }
+            (size, _) => Ok(size.map_or(10 << 30, |size| size.0)),
         }
     }
 
@@ -484,6 +649,11 @@ mod tests {
             ("-i lo --dump csv --filter tpc", "begins no term"),
             ("-i lo --dump csv --sampling 3", "no rate like"),
             ("-i lo --dump csv --template no-such-file", "basic, full, help"),
+            ("-i lo --collector tls://a --collector tls://a", "named twice"),
+            ("-i lo --collector udp://127.0.0.1 --spool x", "collectors that acknowledge"),
+            ("-i lo --collector tls://a --spool-max 1G", "needs --spool"),
+            ("-i lo --collector tls://a --spool x --spool-max 1K", "less than 1M"),
+            ("-i lo --collector tls://a --dead-peer 10ms", "less than a second"),
         ] {
             let refusal = plan(arguments).map(|_| ()).unwrap_err();
             assert!(refusal.contains(expected), "{arguments}: {refusal}");

@@ -4,21 +4,25 @@ use crate::books::{CaptureBooks, ProbeBooks, ReadCapture, When};
 use crate::capture::file::{FileCapture, FileOptions};
 use crate::capture::interfaces::{self, Interfaces};
 use crate::capture::{CaptureOptions, CaptureSource, InterfaceCapture, Share};
-use crate::counters::MeterCounters;
+use crate::counters::{ExportCounters, MeterCounters};
+use crate::exporter::identity::Identity;
+use crate::exporter::lane::{self, Lane, LaneOptions, Parts};
+use crate::exporter::outbox::Outbox;
 use crate::exporter::output::{Dump, FileOutput};
+use crate::exporter::spool::{Spool, SpoolOptions};
 use crate::exporter::transport::{Session, SessionOptions};
-use crate::exporter::{Exporter, ExporterOptions, Output, handles};
-use crate::options::{Destination, Input, Plan};
+use crate::exporter::{Collectors, Exporter, Output, ProcessOptions, Spread, handles};
+use crate::options::{Destination, ExportChoice, Input, Plan};
 use crate::worker::{RecordRing, Worker, WorkerParts};
 use nagare_service::books::{Books, Publisher};
-use nagare_service::endpoint::Scheme;
+use nagare_service::endpoint::Endpoint;
 use nagare_service::run::{Stop, ready, stopping, watchdog_tick};
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Records that may wait between a worker and the exporter.
 const RING_RECORDS: usize = 1 << 16;
@@ -27,6 +31,8 @@ const RING_RECORDS: usize = 1 << 16;
 const FRAMES_MAX: u64 = 1 << 22;
 /// Records that a connection may have sent without an answer: more than the kernel's largest buffers hold of the smallest.
 const UNACKNOWLEDGED_MAX: u64 = 1 << 20;
+/// Octets of the shortest record.
+const RECORD_OCTETS_MIN: usize = 16;
 /// What is on its way when the workers have ended is counted after this, at most.
 const SETTLE: Duration = Duration::from_secs(1);
 /// How often the main thread looks after the others.
@@ -51,6 +57,37 @@ pub fn run(plan: &Plan, stop: &Stop) -> Result<Outcome, Box<dyn Error>> {
         Input::File(path) => run_file(plan, &path.to_string_lossy(), stop),
         Input::Interfaces(names) => run_interfaces(plan, names, stop),
     }
+}
+
+/// Sends what waits in the spool, and meters nothing.
+///
+/// # Errors
+/// Whatever keeps it from starting.
+pub fn replay(plan: &Plan, stop: &Stop) -> Result<Outcome, Box<dyn Error>> {
+    let (collectors, exports) = open_collectors(plan)?;
+    let (poll, handles) = handles()?;
+    let books = Arc::new(ProbeBooks {
+        captures: Vec::new(),
+        frames_max: 0,
+        records_max: u64::MAX,
+        meters: Vec::new(),
+        exports,
+        balanced: false,
+        memory: Vec::new(),
+    });
+    let output = Output::Collectors(collectors);
+    let exporter = Exporter::new(output, Vec::new(), books.clone(), false, stop.clone(), (poll, &handles));
+    let failures: Vec<String> = exporter.run().into_iter().collect();
+    let books = books.books(When::Ended);
+    let failures = failures.into_iter().chain(undelivered(&books)).chain(still_spooled(&books)).collect();
+    Ok(Outcome { books, failures })
+}
+
+fn still_spooled(books: &Books) -> Option<String> {
+    let spools = books.equations.iter().filter(|equation| equation.name == "spool");
+    let left = spools.flat_map(|equation| &equation.terms).filter(|(name, _)| name == "spooled");
+    let left: u64 = left.map(|(_, flows)| flows).sum();
+    (left > 0).then(|| format!("{left} flow records are still in the spool: the collector did not acknowledge them"))
 }
 
 fn run_file(plan: &Plan, path: &str, stop: &Stop) -> Result<Outcome, Box<dyn Error>> {
@@ -137,22 +174,22 @@ impl Probe<'_> {
         detach: impl FnOnce(),
     ) -> Result<Outcome, Box<dyn Error>> {
         let plan = self.plan;
-        let (output, scheme) = open_output(plan)?;
+        let (output, exports) = open_output(plan)?;
         let (poll, handles) = handles()?;
         let rings: Vec<_> = sources.iter().map(|_| Arc::new(RecordRing::new(RING_RECORDS))).collect();
         let memory = self.memory();
         let books = Arc::new(ProbeBooks {
             captures: self.captures,
             frames_max: FRAMES_MAX,
-            records_max: (rings.len() * RING_RECORDS + plan.records_max) as u64 + UNACKNOWLEDGED_MAX,
+            records_max: (rings.len() * RING_RECORDS + plan.buffer_octets / RECORD_OCTETS_MIN) as u64
+                + UNACKNOWLEDGED_MAX,
             meters: self.meters.clone(),
-            export: Arc::default(),
+            exports,
+            balanced: plan.export == ExportChoice::Balance && queues(plan).len() > 1,
             memory,
         });
         let publisher = publish(plan, &books, &rings, &handles.gone)?;
-        let options = exporter_options(plan, is_file);
-        let exporter =
-            Exporter::new(options, output, scheme, rings.clone(), books.clone(), stop.clone(), (poll, &handles));
+        let exporter = Exporter::new(output, rings.clone(), books.clone(), is_file, stop.clone(), (poll, &handles));
         let exporter = std::thread::Builder::new().name("exporter".into()).spawn(move || exporter.run())?;
         let selection_seed = ahash::RandomState::new().hash_one("selection");
         let mut workers = Vec::new();
@@ -201,7 +238,7 @@ impl Probe<'_> {
             memory.push((name.to_string(), (bytes * workers) as u64));
         }
         memory.push(("rings to the exporter".into(), (RecordRing::memory_bytes(RING_RECORDS) * workers) as u64));
-        memory.push(("export buffer".into(), Exporter::memory_bytes(self.plan.records_max) as u64));
+        memory.push(("export buffer".into(), (self.plan.buffer_octets * queues(self.plan).len()) as u64));
         let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64);
         let sum = memory.iter().map(|(_, bytes)| bytes).sum();
         let terms: Vec<_> = memory.iter().map(|(name, bytes)| format!("{name} {}", mib(*bytes))).collect();
@@ -210,30 +247,121 @@ impl Probe<'_> {
     }
 }
 
-fn open_output(plan: &Plan) -> Result<(Output, Option<Scheme>), Box<dyn Error>> {
-    Ok(match &plan.destination {
-        Destination::Collector(endpoint) => {
-            let options =
-                SessionOptions { endpoint: endpoint.clone(), tls: plan.tls.clone(), reconnect: plan.reconnect };
-            (Output::Collector(Box::new(Session::new(options, Instant::now())?)), Some(endpoint.scheme))
+/// The queues of a plan, each with its name and its collectors.
+fn queues(plan: &Plan) -> Vec<(String, Vec<Endpoint>)> {
+    let Destination::Collectors(endpoints) = &plan.destination else { return Vec::new() };
+    match plan.export {
+        ExportChoice::Failover => vec![("main".into(), endpoints.clone())],
+        ExportChoice::Balance | ExportChoice::Replicate => {
+            endpoints.iter().map(|endpoint| (endpoint.to_string(), vec![endpoint.clone()])).collect()
         }
-        Destination::Dump(format) => (Output::Dump(Dump::new(*format)), None),
-        Destination::File(path) => (Output::File(FileOutput::create(path)?), None),
-    })
+    }
 }
 
-fn exporter_options(plan: &Plan, is_file: bool) -> ExporterOptions {
-    ExporterOptions {
-        domain: plan.domain,
-        records_max: plan.records_max,
-        drain_timeout: plan.drain_timeout,
+type Exports = Vec<(String, Arc<ExportCounters>)>;
+
+fn open_output(plan: &Plan) -> Result<(Output, Exports), Box<dyn Error>> {
+    let alone = |output, name: &str| Ok((output, vec![(name.to_string(), Arc::default())]));
+    match &plan.destination {
+        Destination::Collectors(_) => {
+            open_collectors(plan).map(|(output, exports)| (Output::Collectors(output), exports))
+        }
+        Destination::Dump(format) => alone(Output::Dump(Dump::new(*format)), "dump"),
+        Destination::File(path) => {
+            let process = process_options(plan).process(lane::message_max(std::iter::empty(), plan.mtu));
+            alone(Output::File(FileOutput::create(path)?, Box::new(process)), "file")
+        }
+    }
+}
+
+fn process_options(plan: &Plan) -> ProcessOptions {
+    ProcessOptions { domain: plan.domain, template: plan.template.clone(), sampling: plan.selection.sampling }
+}
+
+/// The queues of a plan, with their spools and what earlier runs left in them.
+pub(crate) fn open_collectors(plan: &Plan) -> Result<(Collectors, Exports), Box<dyn Error>> {
+    let now_ms = unix_ms();
+    let identity = match &plan.spool {
+        Some(dir) => Identity::in_spool(dir, now_ms).map_err(|error| format!("--spool: {error}"))?,
+        None => Identity::new(now_ms),
+    };
+    if let Some(gap) = identity.gap {
+        let how = if gap.killed { "was killed" } else { "was stopped" };
+        log::info!("the probe {how} {:.1} s ago: nothing was metered since", gap.ms as f64 / 1000.0);
+    }
+    let (mut lanes, mut exports) = (Vec::new(), Vec::new());
+    for (index, (name, endpoints)) in queues(plan).into_iter().enumerate() {
+        let counters = Arc::<ExportCounters>::default();
+        lanes.push(open_lane(plan, index, &name, &endpoints, &identity, counters.clone())?);
+        exports.push((name, counters));
+    }
+    let spread = if plan.export == ExportChoice::Balance { Spread::Balance } else { Spread::All };
+    Ok((Collectors { lanes, spread, identity }, exports))
+}
+
+fn open_lane(
+    plan: &Plan,
+    index: usize,
+    name: &str,
+    endpoints: &[Endpoint],
+    identity: &Identity,
+    counters: Arc<ExportCounters>,
+) -> Result<Lane, Box<dyn Error>> {
+    let now = Instant::now();
+    let message_max = lane::message_max(endpoints.iter().map(|endpoint| endpoint.scheme), plan.mtu);
+    let mut process = process_options(plan).process(message_max);
+    let templates = lane::templates(&mut process);
+    let spool = plan.spool.as_ref().map(|dir| {
+        let options = SpoolOptions { dir: dir.join(directory(name)), octets_max: plan.spool_max };
+        Spool::open(options, identity.epoch, templates.clone()).map_err(|error| format!("--spool: {error}"))
+    });
+    let spool = spool.transpose()?;
+    if let Some(waiting) = spool.as_ref().map(|spool| spool.waiting()[1].flows).filter(|flows| *flows > 0) {
+        log::info!("{waiting} flow records of earlier runs wait in the spool for {name}");
+    }
+    let sessions = endpoints.iter().map(|endpoint| Session::new(session_options(plan, endpoint, identity), now));
+    let gap = identity.gap.map(|gap| (if gap.killed { "gap.killed_ms" } else { "gap.stopped_ms" }, gap.ms));
+    let options = LaneOptions {
         books_interval: plan.books_interval,
         template_interval: plan.template_interval,
-        template: plan.template.clone(),
-        sampling: plan.selection.sampling,
-        mtu: plan.mtu,
-        waits: is_file,
+        drain_timeout: plan.drain_timeout,
+        started_ms: unix_ms(),
+    };
+    Ok(Lane::new(
+        Parts {
+            index,
+            options,
+            process,
+            outbox: Outbox::new(identity.epoch, plan.buffer_octets, templates, spool),
+            sessions: sessions.collect::<Result<_, _>>()?,
+            counters,
+            message_max,
+            gap,
+        },
+        now,
+    ))
+}
+
+/// The directory of a queue within the spool.
+fn directory(name: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' || c == '-' { c } else { '_' };
+    name.chars().map(plain).collect()
+}
+
+fn session_options(plan: &Plan, endpoint: &Endpoint, identity: &Identity) -> SessionOptions {
+    SessionOptions {
+        endpoint: endpoint.clone(),
+        tls: plan.tls.clone(),
+        reconnect: plan.reconnect,
+        dead_peer: plan.dead_peer,
+        bind: plan.bind,
+        sndbuf: plan.sndbuf,
+        probe: Some(identity.probe),
     }
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
 fn publish(
@@ -316,9 +444,17 @@ fn join_worker(worker: JoinHandle<io::Result<()>>) -> Option<String> {
     }
 }
 
-fn undelivered(books: &Books) -> Option<String> {
-    let flows = books.equations.iter().find(|equation| equation.name == "flows")?;
-    let dropped: u64 = flows.terms.iter().filter(|(name, _)| name.starts_with("drop.")).map(|(_, value)| value).sum();
-    (dropped > 0)
-        .then(|| format!("{dropped} of {} flow records were not delivered; the books name the reasons", flows.total.1))
+fn undelivered(books: &Books) -> Vec<String> {
+    let flows = books.equations.iter().filter(|equation| matches!(equation.name, "flows" | "balance" | "spool"));
+    flows
+        .filter_map(|equation| {
+            let drops = equation.terms.iter().filter(|(name, _)| name.starts_with("drop."));
+            let dropped: u64 = drops.map(|(_, value)| value).sum();
+            let to = equation.labels.first().map(|(_, name)| format!(" to {name}")).unwrap_or_default();
+            let total = equation.total.1;
+            (dropped > 0).then(|| {
+                format!("{dropped} of {total} flow records were not delivered{to}; the books name the reasons")
+            })
+        })
+        .collect()
 }

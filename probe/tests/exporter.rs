@@ -62,7 +62,7 @@ fn cases() -> Vec<Case> {
         case("closes before the handshake", Tls::Project, &[Closes], 1000, nothing_sent),
         case("speaks no TLS", Tls::Project, &[Says("220 mail.example ESMTP ready\r\n")], 1000, nothing_sent),
         case("demands a certificate", Tls::Mutual, &[Reads], 1000, nothing_sent),
-        case("closes at once", plain, &[Closes], 1000, |ended, _| ended.drop("unacknowledged") + ended.delivered > 0),
+        case("closes at once", plain, &[Closes], 1000, |ended, _| ended.delivered < ended.ended),
         case("reads nothing", plain, &[ReadsNothing], 200_000, |ended, _| {
             ended.drop("buffer_full") > 0 && ended.drop("undelivered") > 0 && ended.sessions == 1
         }),
@@ -75,18 +75,25 @@ fn cases() -> Vec<Case> {
     ]
 }
 
+/// What was sent and not acknowledged is sent again: nothing is lost but what the buffer had no room for.
 fn came_back(ended: &Ended, sessions: &[Seen]) -> bool {
-    ended.sessions == 2 && sessions.iter().all(|seen| !seen.flows.is_empty()) && ended.drop("unacknowledged") > 0
+    let dropped = ended.drop("buffer_full") + ended.drop("unacknowledged");
+    ended.sessions == 2
+        && sessions.iter().all(|seen| !seen.flows.is_empty())
+        && ended.delivered + dropped == ended.ended
 }
 
-/// The invariant. Every flow that ended was delivered or dropped under a name, exactly once. No flow arrives twice. What the
-/// probe calls delivered has arrived, but for what the kernel of a collector that died had acknowledged and not handed on.
+/// The invariant. Every flow that ended was delivered or dropped under a name, exactly once. To a plain collector a flow goes at
+/// least once: twice only where a session broke before the collector's TCP had acknowledged it. What the probe calls
+/// delivered has arrived, but for what the kernel of a collector that died had acknowledged and not handed on.
 fn check(case: &Case, ended: &Ended, sessions: &[Seen]) {
     let name = case.name;
     assert!(ended.balanced, "{name}: {ended:?}");
     assert_eq!(ended.ended, ended.delivered + ended.drops.values().sum::<u64>(), "{name}: {ended:?}");
-    let arrived: Vec<u32> = sessions.iter().flat_map(|seen| seen.flows.iter().copied()).collect();
-    assert_eq!(arrived.len(), arrived.iter().collect::<HashSet<_>>().len(), "{name}: a flow arrived twice");
+    for seen in sessions {
+        assert_eq!(seen.flows.len(), seen.flows.iter().collect::<HashSet<_>>().len(), "{name}: twice in a session");
+    }
+    let arrived: HashSet<u32> = sessions.iter().flat_map(|seen| seen.flows.iter().copied()).collect();
     let unread = match case.manners[0] {
         Manner::ResetsAfter(_) | Manner::ReadsNothing | Manner::Closes => {
             UNREAD_MAX / RECORD * u64::from(ended.sessions)
@@ -94,7 +101,8 @@ fn check(case: &Case, ended: &Ended, sessions: &[Seen]) {
         _ => 0,
     };
     assert!(arrived.len() as u64 + unread >= ended.delivered, "{name}: {} arrived, {ended:?}", arrived.len());
-    let books = sessions.iter().filter(|seen| !seen.flows.is_empty()).all(|seen| {
+    // In the last session; in one that broke early they may still have been behind the flows.
+    let books = sessions.iter().rfind(|seen| !seen.flows.is_empty()).is_none_or(|seen| {
         seen.books.iter().any(|book| book.name == "ended") && seen.statistics.iter().all(|s| s.init_time_ms > 0)
     });
     assert!(books, "{name}: no books came");

@@ -10,8 +10,11 @@ use crate::store::{Store, StoreOptions};
 use nagare_service::books::Publisher;
 use nagare_service::endpoint::Scheme;
 use nagare_service::run;
-use nagare_service::tls::{self, Side};
+use nagare_service::tls::{self, ServerTls, Side, TlsError};
+use nagare_wire::delivery::ALPN;
+use rustls::ServerConfig;
 use std::error::Error;
+use std::sync::Arc;
 
 /// Serves until SIGINT or SIGTERM.
 ///
@@ -56,11 +59,18 @@ fn listen_options(options: &ServiceOptions) -> Result<ListenOptions, Box<dyn Err
     }
     Ok(ListenOptions {
         endpoints: options.collector_port.clone(),
-        tls: pair.as_ref().map(tls::server_config).transpose()?,
+        tls: pair.as_ref().map(with_delivery).transpose()?,
         side: pair.map_or(Side::Server { client_ca: None }, |tls| tls.side()),
         sites: Sites::new(&options.site)?,
         drain_timeout: options.drain_timeout.unwrap_or(DRAIN_TIMEOUT).0,
     })
+}
+
+/// Offers the delivery layer: a probe that speaks it asks for it.
+fn with_delivery(tls: &ServerTls) -> Result<Arc<ServerConfig>, TlsError> {
+    let mut config = ServerConfig::clone(&*tls::server_config(tls)?);
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(Arc::new(config))
 }
 
 /// Says where the collector can be reached, to the log and to systemd.

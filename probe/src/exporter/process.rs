@@ -9,7 +9,7 @@ use nagare_wire::ipfix::field::FlowTemplate;
 use nagare_wire::ipfix::mapping::{Book, ExporterStatistics};
 
 /// A whole Message and what it carries.
-#[derive(Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Message {
     /// The Message as it goes on the wire.
     pub bytes: Vec<u8>,

@@ -1,18 +1,21 @@
-//! The way to a collector: connects, keeps a Transport Session while it lasts, tries again after it ended.
+//! The way to a collector: connects, keeps a Transport Session while it lasts, tries again after it ended; carries Messages there
+//! and acknowledgements back.
+//!
+//! A collector that speaks Nagare's delivery layer ([`nagare_wire::delivery`]) acknowledges what it has stored. For any other, what
+//! its TCP has acknowledged counts as delivered, and over UDP what the kernel took.
 //!
 //! Nothing here blocks: each call of [`Session::step`] goes as far as the sockets allow. Only this module knows TLS.
 
-use super::process::Message;
-use crate::counters::Tally;
 use mio::net::{TcpStream, UdpSocket};
 use mio::{Interest, Registry, Token};
 use nagare_service::endpoint::{Endpoint, Scheme};
 use nagare_service::tls::{self, ClientTls, Side, TlsError};
+use nagare_wire::delivery::{ACK_LENGTH, ALPN, Ack, FromProbe, ProbeId};
 use rustls::{ClientConfig, ClientConnection, ProtocolVersion, pki_types::ServerName};
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -28,11 +31,13 @@ const SETTLE: Duration = Duration::from_secs(1);
 const OUT_HIGH: usize = 512 * 1024;
 /// How long the collector may take to close its end after ours.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// A peer that acknowledges nothing, or takes nothing, for this long is given up; the kernel alone would wait a quarter
-/// of an hour.
-const PEER_TIMEOUT: Duration = Duration::from_secs(120);
-/// A silent connection is tried after this, so that a collector that vanished is missed before records are sent to it.
-const KEEPALIVE: Duration = Duration::from_secs(30);
+/// A collector that speaks the delivery layer is outside RFC 7011, and tried again from this on, twice as long each time.
+const RECONNECT_DELIVERY: Duration = Duration::from_secs(1);
+/// By default a peer that acknowledges nothing, or takes nothing, for this long is given up; the kernel alone would wait a
+/// quarter of an hour.
+pub const DEAD_PEER_DEFAULT: Duration = Duration::from_secs(30);
+/// Acknowledgements that are not whole yet take less than this; a collector that sends more without a whole one sends none.
+const INBOX_MAX: usize = 64 * 1024;
 /// Reads in one step at most: a collector that never stops talking must not keep the exporter from sending.
 const READS_MAX: usize = 16;
 
@@ -45,6 +50,22 @@ pub struct SessionOptions {
     pub tls: ClientTls,
     /// The shortest time between two attempts; up to a quarter more is added at random.
     pub reconnect: Duration,
+    /// A peer that acknowledges or takes nothing for this long is given up.
+    pub dead_peer: Duration,
+    /// The address to send from.
+    pub bind: Option<IpAddr>,
+    /// The socket's send buffer, octets.
+    pub sndbuf: Option<usize>,
+    /// Who the probe is, to collectors that speak the delivery layer; without it, that is not offered.
+    pub probe: Option<ProbeId>,
+}
+
+impl SessionOptions {
+    /// To a collector, with the defaults of everything else.
+    pub fn to(endpoint: Endpoint, tls: ClientTls) -> SessionOptions {
+        let (reconnect, dead_peer) = (RECONNECT_DEFAULT, DEAD_PEER_DEFAULT);
+        SessionOptions { endpoint, tls, reconnect, dead_peer, bind: None, sndbuf: None, probe: None }
+    }
 }
 
 /// What happened to the session.
@@ -52,8 +73,23 @@ pub struct SessionOptions {
 pub enum Change {
     /// A session began: Templates go first.
     Opened,
-    /// It ended; the flows sent over it that the peer's TCP has not acknowledged.
-    Lost(Tally),
+    /// It ended: what was sent over it and not acknowledged is to be sent again.
+    Lost,
+}
+
+/// What a Message is known by; number 0 is not acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Id {
+    /// The run of the probe that made it.
+    pub epoch: u64,
+    /// Its number in that run.
+    pub number: u64,
+}
+
+impl Id {
+    fn acknowledged(self) -> Ack {
+        Ack { epoch: self.epoch, first: self.number, last: self.number }
+    }
 }
 
 /// A Transport Session with one collector, or the attempts to get one.
@@ -63,11 +99,16 @@ pub struct Session {
     tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
     side: Side,
     state: State,
-    delivered: Tally,
-    refused: Tally,
+    acknowledged: Vec<Ack>,
+    refused: Vec<Id>,
     away_since: Instant,
     /// When the last attempt began.
     attempted: Instant,
+    /// The collector spoke the delivery layer when it was last reached, and how many attempts have failed since.
+    delivers: bool,
+    failures: u32,
+    /// It is closing now, and may be opened again.
+    comes_back: bool,
 }
 
 enum State {
@@ -98,10 +139,13 @@ impl Session {
             tls,
             side,
             state,
-            delivered: Tally::default(),
-            refused: Tally::default(),
+            acknowledged: Vec::new(),
+            refused: Vec::new(),
             away_since: now,
             attempted: now,
+            delivers: false,
+            failures: 0,
+            comes_back: false,
         })
     }
 
@@ -138,13 +182,28 @@ impl Session {
         matches!(&self.state, State::Stream(connection) if connection.closing.is_some())
     }
 
-    /// The flows that were sent and are not acknowledged, or over UDP not yet taken by the kernel.
-    pub fn outstanding(&self) -> Tally {
+    /// Whether an attempt to reach the collector is under way.
+    pub fn is_trying(&self) -> bool {
         match &self.state {
-            State::Stream(connection) => connection.unacknowledged(),
-            State::Datagram(datagrams) => sum(datagrams.waiting.iter().map(|message| message.flows)),
-            _ => Tally::default(),
+            State::Resolving { .. } | State::Connecting { .. } => true,
+            State::Stream(connection) => !connection.ready,
+            _ => false,
         }
+    }
+
+    /// Whether no attempt has failed since a session stood, or ever.
+    pub fn is_fresh(&self) -> bool {
+        self.failures == 0
+    }
+
+    /// Whether the collector acknowledges what it has stored.
+    pub fn delivers(&self) -> bool {
+        self.delivers
+    }
+
+    /// Where it goes to.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.options.endpoint
     }
 
     /// How long no session has stood.
@@ -152,27 +211,27 @@ impl Session {
         if self.is_open() { Duration::ZERO } else { now.saturating_duration_since(self.away_since) }
     }
 
-    /// Whether Messages were sent that are not acknowledged.
-    pub fn has_outstanding(&self) -> bool {
-        match &self.state {
-            State::Stream(connection) => !connection.marks.is_empty(),
-            State::Datagram(datagrams) => !datagrams.waiting.is_empty(),
-            _ => false,
-        }
-    }
-
-    /// The flows delivered since the last call: acknowledged by the peer's TCP, or handed to UDP.
-    pub fn take_delivered(&mut self) -> Tally {
-        std::mem::take(&mut self.delivered)
+    /// What was acknowledged since the last call: stored by the collector, acknowledged by its TCP, or handed to UDP.
+    pub fn take_acknowledged(&mut self) -> Vec<Ack> {
+        std::mem::take(&mut self.acknowledged)
     }
 
     /// Takes a Message to send; the caller has asked [`Session::has_room`], and calls [`Session::write`] before it
     /// sleeps.
-    pub fn send(&mut self, message: Message) {
+    pub fn send(&mut self, id: Id, message: &[u8]) {
         match &mut self.state {
-            State::Stream(connection) => connection.send(&message),
-            State::Datagram(datagrams) => datagrams.waiting.push_back(message),
-            _ => self.refused += message.flows,
+            State::Stream(connection) => connection.send(id, message),
+            State::Datagram(datagrams) => datagrams.waiting.push_back((id, message.to_vec())),
+            _ => {}
+        }
+    }
+
+    /// Says something beside Messages, to a collector that speaks the delivery layer.
+    pub fn say(&mut self, frame: FromProbe<'_>) {
+        if let State::Stream(connection) = &mut self.state
+            && connection.delivers
+        {
+            connection.say(frame);
         }
     }
 
@@ -181,16 +240,14 @@ impl Session {
         match &mut self.state {
             State::Stream(connection) => connection.failed = connection.failed.take().or(connection.write().err()),
             State::Datagram(datagrams) => {
-                let (sent, refused) = datagrams.write(&self.options.endpoint);
-                self.delivered += sent;
-                self.refused += refused;
+                datagrams.write(&self.options.endpoint, &mut self.acknowledged, &mut self.refused);
             }
             _ => {}
         }
     }
 
-    /// The flows that the network refused (UDP) since the last call.
-    pub fn take_refused(&mut self) -> Tally {
+    /// The Messages that the network refused (UDP) since the last call.
+    pub fn take_refused(&mut self) -> Vec<Id> {
         std::mem::take(&mut self.refused)
     }
 
@@ -199,6 +256,17 @@ impl Session {
         match &mut self.state {
             State::Stream(connection) => connection.begin_close(now),
             _ => self.state = State::Closed,
+        }
+    }
+
+    /// Says likewise, but the collector may be wanted again later.
+    pub fn leave(&mut self, now: Instant) {
+        match &mut self.state {
+            State::Stream(connection) => {
+                connection.begin_close(now);
+                self.comes_back = true;
+            }
+            _ => self.state = State::Waiting { until: now },
         }
     }
 
@@ -243,13 +311,15 @@ impl Session {
         let mut why = String::from("no address is left");
         while let Some(address) = rest.pop_front() {
             let attempt = match self.options.endpoint.scheme {
-                Scheme::Udp => open_datagram(address, registry).map(State::Datagram),
-                Scheme::Tcp | Scheme::Tls => open_stream(address, registry).map(|stream| State::Connecting {
-                    stream,
-                    address,
-                    rest: std::mem::take(&mut rest),
-                    deadline: now + CONNECT_TIMEOUT,
-                }),
+                Scheme::Udp => open_datagram(address, &self.options, registry).map(State::Datagram),
+                Scheme::Tcp | Scheme::Tls => {
+                    open_stream(address, &self.options, registry).map(|stream| State::Connecting {
+                        stream,
+                        address,
+                        rest: std::mem::take(&mut rest),
+                        deadline: now + CONNECT_TIMEOUT,
+                    })
+                }
             };
             match attempt {
                 Ok(state) => {
@@ -281,8 +351,12 @@ impl Session {
             return self.connect(rest, registry, now);
         }
         let State::Connecting { stream, .. } = std::mem::replace(&mut self.state, State::Closed) else { return None };
-        tune(&stream);
-        let tls = self.tls.as_ref().map(|(config, name)| ClientConnection::new(config.clone(), name.clone()));
+        tune(&stream, self.options.dead_peer);
+        let protocols = self.options.probe.iter().map(|_| ALPN.to_vec()).collect::<Vec<_>>();
+        let connect = |(config, name): &(Arc<ClientConfig>, ServerName<'static>)| {
+            ClientConnection::new_with_alpn(config.clone(), name.clone(), protocols)
+        };
+        let tls = self.tls.as_ref().map(connect);
         match tls.transpose() {
             Ok(tls) => {
                 self.state = State::Stream(Box::new(Connection::new(stream, address, tls, now)));
@@ -299,21 +373,28 @@ impl Session {
         let State::Stream(connection) = &mut self.state else { return None };
         let was_ready = connection.is_ready();
         let progress = connection.progress(now);
-        self.delivered += connection.take_acknowledged();
+        self.acknowledged.append(&mut connection.acknowledged);
         match progress {
             Ok(()) if !was_ready && connection.is_ready() => {
                 let how = connection.describe(self.options.tls.insecure);
+                self.delivers = connection.delivers;
+                if let Some(probe) = self.options.probe.filter(|_| connection.delivers) {
+                    connection.say(FromProbe::Hello(probe));
+                }
                 Some(self.opened(&how))
             }
             Ok(()) => None,
             Err(end) => {
-                let (had_session, lost) = (connection.ready, connection.unacknowledged());
+                let had_session = connection.ready;
                 registry.deregister(&mut connection.stream).ok(); // It is closed next; that deregisters as well.
                 let peer = self.options.endpoint.to_string();
                 let why = match end {
                     _ if connection.closing.is_some() => {
-                        self.state = State::Closed;
-                        return had_session.then_some(Change::Lost(lost));
+                        self.state = match std::mem::take(&mut self.comes_back) {
+                            true => State::Waiting { until: now },
+                            false => State::Closed,
+                        };
+                        return had_session.then_some(Change::Lost);
                     }
                     End::Closed if had_session || connection.tls.is_none() => {
                         String::from("the collector closed the connection")
@@ -326,12 +407,13 @@ impl Session {
                     End::Tls(error) => tls::explain(&error, &self.side, &peer),
                 };
                 self.wait(now, &why);
-                had_session.then_some(Change::Lost(lost))
+                had_session.then_some(Change::Lost)
             }
         }
     }
 
     fn opened(&mut self, how: &str) -> Change {
+        self.failures = 0;
         log::info!("connected to {} ({how})", self.options.endpoint);
         if self.options.tls.insecure && self.tls.is_some() {
             log::warn!(
@@ -349,8 +431,10 @@ impl Session {
             self.away_since = now;
         }
         let random = (ahash::RandomState::new().hash_one(now) % 1024) as u32;
-        let earliest = (self.attempted + self.options.reconnect).saturating_duration_since(now);
-        let delay = earliest + self.options.reconnect / 4 * random / 1024;
+        let reconnect = self.reconnect();
+        self.failures = self.failures.saturating_add(1);
+        let earliest = (self.attempted + reconnect).saturating_duration_since(now);
+        let delay = earliest + reconnect / 4 * random / 1024;
         log::warn!("{}: {why}; next attempt in {:.1} s", self.options.endpoint, delay.as_secs_f32());
         self.state = State::Waiting { until: now + delay };
     }
@@ -358,30 +442,63 @@ impl Session {
 
 const TOKEN: Token = Token(1);
 
-fn open_stream(address: SocketAddr, registry: &Registry) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect(address)?;
+impl Session {
+    /// The time between two attempts, without its random part.
+    fn reconnect(&self) -> Duration {
+        match self.delivers {
+            true => self.options.reconnect.min(RECONNECT_DELIVERY * (1 << self.failures.min(10))),
+            false => self.options.reconnect,
+        }
+    }
+}
+
+fn open_stream(address: SocketAddr, options: &SessionOptions, registry: &Registry) -> io::Result<TcpStream> {
+    let socket = open_socket(address, Type::STREAM, Protocol::TCP, options)?;
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+        _ => {}
+    }
+    let mut stream = TcpStream::from_std(socket.into());
     registry.register(&mut stream, TOKEN, Interest::READABLE | Interest::WRITABLE)?;
     Ok(stream)
 }
 
-/// Options that a connection works without, if less well: a kernel that has them not is no reason to send nothing.
-fn tune(stream: &TcpStream) {
+/// A socket with its own address and buffer as the options say.
+fn open_socket(address: SocketAddr, kind: Type, protocol: Protocol, options: &SessionOptions) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
+    socket.set_nonblocking(true)?;
+    if let Some(octets) = options.sndbuf {
+        socket.set_send_buffer_size(octets)?;
+    }
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    match options.bind {
+        Some(own) if own.is_ipv4() != address.is_ipv4() => {
+            return Err(io::Error::other(format!("--bind {own} is of the other family")));
+        }
+        Some(own) => socket.bind(&SocketAddr::from((own, 0)).into())?,
+        None if kind == Type::DGRAM => socket.bind(&SocketAddr::from((any, 0)).into())?,
+        None => {}
+    }
+    Ok(socket)
+}
+
+/// Options that a connection works without, if less well: a kernel that has them not is no reason to send nothing. A silent
+/// connection is tried as well, so that a collector that vanished is missed before records are sent to it.
+fn tune(stream: &TcpStream, dead_peer: Duration) {
     let socket = SockRef::from(stream);
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 3);
-    let outcomes = [
-        stream.set_nodelay(true),
-        socket.set_tcp_keepalive(&keepalive),
-        socket.set_tcp_user_timeout(Some(PEER_TIMEOUT)),
-    ];
+    let interval = (dead_peer / 4).max(Duration::from_secs(1));
+    let keepalive = TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(3);
+    let outcomes =
+        [stream.set_nodelay(true), socket.set_tcp_keepalive(&keepalive), socket.set_tcp_user_timeout(Some(dead_peer))];
     outcomes.into_iter().filter_map(Result::err).for_each(|error| log::debug!("a socket option was refused: {error}"));
 }
 
-fn open_datagram(address: SocketAddr, registry: &Registry) -> io::Result<Datagrams> {
-    let any = match address {
-        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-    };
-    let mut socket = UdpSocket::bind(any)?;
+fn open_datagram(address: SocketAddr, options: &SessionOptions, registry: &Registry) -> io::Result<Datagrams> {
+    let socket = open_socket(address, Type::DGRAM, Protocol::UDP, options)?;
+    let mut socket = UdpSocket::from_std(socket.into());
     socket.connect(address)?;
     registry.register(&mut socket, TOKEN, Interest::WRITABLE)?;
     Ok(Datagrams { socket, waiting: VecDeque::new() })
@@ -390,26 +507,24 @@ fn open_datagram(address: SocketAddr, registry: &Registry) -> io::Result<Datagra
 /// A UDP socket, and the Messages that the kernel has no room for yet.
 struct Datagrams {
     socket: UdpSocket,
-    waiting: VecDeque<Message>,
+    waiting: VecDeque<(Id, Vec<u8>)>,
 }
 
 impl Datagrams {
-    /// Sends as far as the kernel has room; gives the flows sent and those that the network refused.
-    fn write(&mut self, endpoint: &Endpoint) -> (Tally, Tally) {
-        let (mut sent, mut refused) = (Tally::default(), Tally::default());
-        while let Some(message) = self.waiting.front() {
-            match self.socket.send(&message.bytes) {
-                Ok(_) => sent += message.flows,
+    /// Sends as far as the kernel has room; adds the Messages sent to the acknowledged, and those that the network refused.
+    fn write(&mut self, endpoint: &Endpoint, sent: &mut Vec<Ack>, refused: &mut Vec<Id>) {
+        while let Some((id, message)) = self.waiting.front() {
+            match self.socket.send(message) {
+                Ok(_) => sent.push(id.acknowledged()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
                     log::debug!("{endpoint}: {error}");
-                    refused += message.flows;
+                    refused.push(*id);
                 }
             }
             self.waiting.pop_front();
         }
-        (sent, refused)
     }
 }
 
@@ -442,9 +557,13 @@ struct Connection {
     sent: usize,
     /// Octets put into `out` since the connection began; the peer's acknowledgements count in the same way.
     queued: u64,
-    /// Where each Message with flows ends, in that count.
-    marks: VecDeque<(u64, Tally)>,
-    acknowledged: Tally,
+    /// Where each Message ends, in that count; not kept where the collector itself acknowledges.
+    marks: VecDeque<(u64, Id)>,
+    /// The collector speaks the delivery layer; what it sent and is not a whole acknowledgement yet.
+    delivers: bool,
+    inbox: Vec<u8>,
+    frame: Vec<u8>,
+    acknowledged: Vec<Ack>,
     /// TLS took a Message and encrypted nothing: its keys are used up.
     exhausted: bool,
     /// What the socket said when it was written to between two steps; it says it only once.
@@ -465,7 +584,10 @@ impl Connection {
             sent: 0,
             queued: 0,
             marks: VecDeque::new(),
-            acknowledged: Tally::default(),
+            delivers: false,
+            inbox: Vec::new(),
+            frame: Vec::new(),
+            acknowledged: Vec::new(),
             exhausted: false,
             failed: None,
         }
@@ -485,23 +607,40 @@ impl Connection {
             Some(_) => "TLS 1.2",
             None => return format!("{}, TCP: unencrypted", self.address),
         };
-        format!("{}, {version}, {}", self.address, if insecure { "not verified" } else { "verified" })
+        let delivery = if self.delivers { "exactly once" } else { "at least once" };
+        format!("{}, {version}, {}, {delivery}", self.address, if insecure { "not verified" } else { "verified" })
     }
 
-    fn send(&mut self, message: &Message) {
+    fn send(&mut self, id: Id, message: &[u8]) {
+        if self.delivers {
+            return self.say(FromProbe::Message { epoch: id.epoch, number: id.number, message });
+        }
+        self.put(message);
+        // What did not become octets is never acknowledged.
+        self.marks.push_back((if self.exhausted { u64::MAX } else { self.queued }, id));
+    }
+
+    /// Frames are one piece with their Message, so that they are one TLS record.
+    fn say(&mut self, frame: FromProbe<'_>) {
+        let mut bytes = std::mem::take(&mut self.frame);
+        bytes.clear();
+        frame.write(&mut bytes);
+        self.put(&bytes);
+        self.frame = bytes;
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
         let before = self.queued;
         let written = match &mut self.tls {
             None => {
-                self.out.extend_from_slice(&message.bytes);
-                self.queued += message.bytes.len() as u64;
+                self.out.extend_from_slice(bytes);
+                self.queued += bytes.len() as u64;
                 Ok(())
             }
-            Some(tls) => tls.writer().write_all(&message.bytes).and_then(|()| self.take_from_tls()),
+            Some(tls) => tls.writer().write_all(bytes).and_then(|()| self.take_from_tls()),
         };
-        // Under TLS 1.2 rustls drops silently what its keys may not encrypt any more. What did not become octets is never
-        // acknowledged, and the connection has to end.
-        self.exhausted |= written.is_err() || self.queued - before < message.bytes.len() as u64;
-        self.marks.push_back((if self.exhausted { u64::MAX } else { self.queued }, message.flows));
+        // Under TLS 1.2 rustls drops silently what its keys may not encrypt any more: the connection has to end.
+        self.exhausted |= written.is_err() || self.queued - before < bytes.len() as u64;
     }
 
     /// Moves what rustls has for the peer into `out`, where its octets can be counted.
@@ -557,6 +696,7 @@ impl Connection {
         if self.ready {
             return Ok(());
         }
+        self.delivers = self.tls.as_ref().is_some_and(|tls| tls.alpn_protocol() == Some(ALPN));
         self.ready = match &mut self.tls {
             None => true,
             Some(tls) if tls.is_handshaking() && now >= self.deadline => {
@@ -595,7 +735,7 @@ impl Connection {
         Ok(())
     }
 
-    /// A collector has nothing to say but TLS; what it says beside is read and dropped.
+    /// A collector has nothing to say but TLS and acknowledgements; what it says beside is read and dropped.
     fn read(&mut self) -> Result<(), End> {
         let mut scratch = [0u8; 4096];
         for _ in 0..READS_MAX {
@@ -612,10 +752,15 @@ impl Connection {
             }
             let Some(tls) = &mut self.tls else { continue };
             let processed = tls.process_new_packets();
-            while matches!(tls.reader().read(&mut scratch), Ok(read) if read > 0) {}
+            while let Ok(read @ 1..) = tls.reader().read(&mut scratch) {
+                if self.delivers {
+                    self.inbox.extend_from_slice(&scratch[..read]);
+                }
+            }
+            let acknowledged = self.read_acks();
             match processed {
                 Ok(state) if state.peer_has_closed() => return Err(End::Closed),
-                Ok(_) => {}
+                Ok(_) => acknowledged?,
                 Err(error) => {
                     // Our alert tells the other side why; whether it arrives is not ours to know.
                     self.take_from_tls().ok();
@@ -627,6 +772,21 @@ impl Connection {
         Ok(())
     }
 
+    /// Takes the whole acknowledgements of the inbox.
+    fn read_acks(&mut self) -> Result<(), End> {
+        let mut at = 0;
+        let refuse = |why: String| End::Io(io::Error::other(format!("the collector's acknowledgements: {why}")));
+        while let Some(ack) = Ack::read(&self.inbox[at..]).map_err(|error| refuse(error.to_string()))? {
+            self.acknowledged.push(ack);
+            at += ACK_LENGTH;
+        }
+        self.inbox.drain(..at);
+        match self.inbox.len() {
+            ..INBOX_MAX => Ok(()),
+            octets => Err(refuse(format!("{octets} octets without a whole one"))),
+        }
+    }
+
     /// Counts the Messages that the peer's TCP has acknowledged.
     fn acknowledge(&mut self) {
         if self.marks.is_empty() {
@@ -636,28 +796,10 @@ impl Connection {
         let acked = crate::sys::tcp_bytes_acked(self.stream.as_fd()).map(|acked| acked.saturating_sub(1));
         // Where the kernel does not tell (before 4.1), what it has taken from us counts.
         let acked = acked.unwrap_or(self.queued - self.out_waiting() as u64);
-        while let Some((end, flows)) = self.marks.front().copied()
-            && end <= acked
-        {
-            self.acknowledged += flows;
-            self.marks.pop_front();
+        while let Some((_, id)) = self.marks.pop_front_if(|(end, _)| *end <= acked) {
+            self.acknowledged.push(id.acknowledged());
         }
     }
-
-    fn take_acknowledged(&mut self) -> Tally {
-        std::mem::take(&mut self.acknowledged)
-    }
-
-    fn unacknowledged(&self) -> Tally {
-        sum(self.marks.iter().map(|(_, flows)| *flows))
-    }
-}
-
-fn sum(tallies: impl Iterator<Item = Tally>) -> Tally {
-    tallies.fold(Tally::default(), |mut sum, tally| {
-        sum += tally;
-        sum
-    })
 }
 
 #[cfg(test)]
@@ -669,7 +811,7 @@ mod tests {
         let now = Instant::now();
         let endpoint: Endpoint = "tcp://localhost:1".parse().unwrap();
         let reconnect = Duration::from_secs(8);
-        let options = SessionOptions { endpoint, tls: ClientTls::default(), reconnect };
+        let options = SessionOptions { reconnect, ..SessionOptions::to(endpoint, ClientTls::default()) };
         let mut session = Session::new(options, now).unwrap();
         for _ in 0..100 {
             session.wait(now, "test");
@@ -681,5 +823,14 @@ mod tests {
             let State::Waiting { until } = session.state else { panic!("not waiting") };
             assert!((Duration::ZERO..=reconnect / 4).contains(&(until - later)), "{:?}", until - later);
         }
+        // A collector of our own is asked sooner, and less and less often.
+        (session.delivers, session.failures) = (true, 0);
+        let mut waits = (0..6).map(|_| {
+            session.attempted = now;
+            let wait = session.reconnect();
+            session.wait(now, "test");
+            wait.as_secs()
+        });
+        assert!(waits.by_ref().eq([1, 2, 4, 8, 8, 8]));
     }
 }

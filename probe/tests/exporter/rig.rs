@@ -3,8 +3,11 @@
 use clap::Parser;
 use nagare_probe::books::{CaptureBooks, ProbeBooks, When};
 use nagare_probe::counters::{MeterCounters, Tally};
+use nagare_probe::exporter::identity::Identity;
+use nagare_probe::exporter::lane::{self, Lane, LaneOptions, Parts};
+use nagare_probe::exporter::outbox::Outbox;
 use nagare_probe::exporter::transport::{Session, SessionOptions};
-use nagare_probe::exporter::{Exporter, ExporterOptions, Output, handles};
+use nagare_probe::exporter::{Collectors, Exporter, Output, ProcessOptions, Spread, handles};
 use nagare_probe::options::CommandLine;
 use nagare_probe::worker::RecordRing;
 use nagare_service::endpoint::Endpoint;
@@ -19,9 +22,9 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Records that the ring holds, and the buffer.
+/// Records that the ring holds, and octets of the buffer: some 20,000 records.
 const RING: usize = 4096;
-const BUFFER: usize = 20_000;
+const BUFFER: usize = 1_600_000;
 
 /// How a rig is made.
 pub struct Setup {
@@ -77,9 +80,8 @@ impl Ended {
 impl Rig {
     pub fn start(setup: Setup) -> Rig {
         let endpoint: Endpoint = setup.url.parse().expect("a URL");
-        let scheme = endpoint.scheme;
         let tls = ClientTls { ca: setup.ca, identity: None, insecure: false };
-        let options = SessionOptions { endpoint, tls, reconnect: setup.reconnect };
+        let options = SessionOptions { reconnect: setup.reconnect, ..SessionOptions::to(endpoint.clone(), tls) };
         let session = Session::new(options, Instant::now()).expect("usable options");
         let (ring, meter) = (Arc::new(RecordRing::new(RING)), Arc::new(MeterCounters::default()));
         let received = meter.clone();
@@ -92,25 +94,35 @@ impl Rig {
             frames_max: 0,
             records_max: u64::MAX,
             meters: vec![meter.clone()],
-            export: Arc::default(),
+            exports: vec![("main".into(), Arc::default())],
+            balanced: false,
             memory: Vec::new(),
         });
-        let options = ExporterOptions {
-            sampling: None,
-            domain: 1,
-            records_max: BUFFER,
-            drain_timeout: setup.drain,
-            books_interval: Duration::from_millis(200),
-            template_interval: setup.template_interval,
-            template: nagare_wire::ipfix::field::FlowTemplate::basic(),
-            mtu: setup.mtu,
-            waits: false,
+        let template = nagare_wire::ipfix::field::FlowTemplate::basic();
+        let message_max = lane::message_max([endpoint.scheme].into_iter(), setup.mtu);
+        let mut process = ProcessOptions { domain: 1, template, sampling: None }.process(message_max);
+        let templates = lane::templates(&mut process);
+        let identity = Identity::new(1);
+        let parts = Parts {
+            index: 0,
+            options: LaneOptions {
+                books_interval: Duration::from_millis(200),
+                template_interval: setup.template_interval,
+                drain_timeout: setup.drain,
+                started_ms: 1,
+            },
+            process,
+            outbox: Outbox::new(identity.epoch, BUFFER, templates, None),
+            sessions: vec![session],
+            counters: books.exports[0].1.clone(),
+            message_max,
+            gap: None,
         };
+        let lanes = vec![Lane::new(parts, Instant::now())];
         let (poll, handles) = handles().expect("descriptors");
-        let (output, stop) = (Output::Collector(Box::new(session)), Stop::new());
+        let (output, stop) = (Output::Collectors(Collectors { lanes, spread: Spread::All, identity }), Stop::new());
         let rings = vec![ring.clone()];
-        let exporter =
-            Exporter::new(options, output, Some(scheme), rings, books.clone(), stop.clone(), (poll, &handles));
+        let exporter = Exporter::new(output, rings, books.clone(), false, stop.clone(), (poll, &handles));
         let thread = std::thread::spawn(move || exporter.run());
         Rig { ring, meter, books, wake: handles.wake, thread, stop }
     }
@@ -154,7 +166,7 @@ impl Rig {
             ended: flows.total.1,
             delivered: value("delivered"),
             drops: flows.terms.iter().filter(|(name, _)| name.starts_with("drop.")).cloned().collect(),
-            sessions: self.books.export.sessions.get() as u32,
+            sessions: self.books.exports[0].1.sessions.get() as u32,
             elapsed: begin.elapsed(),
         }
     }

@@ -74,7 +74,7 @@ pub fn frame(buffer: &[u8]) -> Result<Option<usize>, Malformed> {
 
 impl MessageHeader {
     /// Reads the header of a whole Message.
-    pub(super) fn read(message: &[u8]) -> Result<MessageHeader, Malformed> {
+    pub fn read(message: &[u8]) -> Result<MessageHeader, Malformed> {
         match frame(message)? {
             Some(length) if length == message.len() => {}
             _ => return Err(Malformed::Length(message.len().min(MESSAGE_MAX) as u16)),
