@@ -355,15 +355,20 @@ impl Pki {
         Pki(dir)
     }
 
-    fn file(&self, name: &str) -> String {
-        self.0.join(name).to_string_lossy().into_owned()
+    /// One of the files: `ca.pem`, `collector.pem`, `collector-key.pem`, and a site's in `sites/`.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.file(name).to_string_lossy().into_owned()
     }
 
     /// The collector's options.
     pub fn collector(&self) -> Vec<String> {
         let files =
             [("--tls-cert", "collector.pem"), ("--tls-priv-key", "collector-key.pem"), ("--tls-client-ca", "ca.pem")];
-        files.into_iter().flat_map(|(option, file)| [option.to_string(), self.file(file)]).collect()
+        files.into_iter().flat_map(|(option, file)| [option.to_string(), self.text(file)]).collect()
     }
 
     /// The options of a site's probe.
@@ -373,7 +378,7 @@ impl Pki {
             ("--tls-cert", format!("sites/{site}.pem")),
             ("--tls-priv-key", format!("sites/{site}-key.pem")),
         ];
-        files.into_iter().flat_map(|(option, file)| [option.to_string(), self.file(&file)]).collect()
+        files.into_iter().flat_map(|(option, file)| [option.to_string(), self.text(&file)]).collect()
     }
 }
 

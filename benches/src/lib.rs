@@ -1,6 +1,7 @@
 //! The harness: makes traffic whose flows are known, sends it, and runs the programs on it in network namespaces.
 #![deny(missing_docs)]
 
+pub mod export;
 pub mod faults;
 pub mod file;
 pub mod lab;

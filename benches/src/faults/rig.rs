@@ -11,7 +11,7 @@ use crate::lab::{LISTENING, Metrics, Pki, Program, collector_arguments};
 use nagare_service::run::Stop;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// The site of all probes here.
@@ -446,6 +446,7 @@ impl<'a> Run<'a> {
     /// A program, under a clock of its own where that will be set.
     fn command(&self, program: &Path, who: &str, clock: Fault) -> Command {
         let mut command = Command::new(program);
+        command.stdout(Stdio::null()); // The books at the end are in the file of --stats-json, too.
         if let (Some(library), true) = (&self.ground.clock, self.schedule.has(clock)) {
             let file = self.clock_file(who);
             if !file.exists() {

@@ -202,12 +202,11 @@ impl Schedule {
                 0 => Fault::ALL[(seed % Fault::ALL.len() as u64) as usize],
                 _ => Fault::ALL[rng.usize(..Fault::ALL.len())],
             };
-            let event = Event {
-                fault,
-                at: Duration::from_millis(rng.u64(200..BEGIN_BEFORE_MS)),
-                lasts: Duration::from_millis(rng.u64(100..1500)),
-                amount: rng.u32(..1000),
-            };
+            let (at_ms, lasts_ms, amount) = (rng.u64(200..BEGIN_BEFORE_MS), rng.u64(100..1500), rng.u32(..1000));
+            // A disk must be full for long enough that something is to be written to it.
+            let factor = if matches!(fault.part(), Part::Disk(_)) { 3 } else { 1 };
+            let (at, lasts) = (Duration::from_millis(at_ms), Duration::from_millis(factor * lasts_ms));
+            let event = Event { fault, at, lasts, amount };
             if events.iter().all(|other| fault.goes_with(other.fault) && !event.overlaps(other)) {
                 events.push(event);
             }
