@@ -7,7 +7,7 @@ use nagare_benches::memory::{LINE_RATE, Load, Metered, baseline, frames, memory_
 use nagare_benches::peers::{Kind, Probe};
 use nagare_benches::plot::{Bar, bars};
 use nagare_benches::wire::{Found, Mix, Trial};
-use nagare_benches::{export, file, rings, wire};
+use nagare_benches::{export, file, outage, rings, wire};
 use nagare_service::units::grouped;
 use serde_json::{Value, json};
 use std::error::Error;
@@ -68,6 +68,8 @@ enum Section {
     Wire,
     /// Flow records from one exporter thread to a sink that discards
     Export,
+    /// A collector that is killed and comes back, at 100,000 new flows a second
+    Outage,
 }
 
 fn main() -> ExitCode {
@@ -104,6 +106,9 @@ fn measure(command: &CommandLine) -> Result<(), Box<dyn Error>> {
     }
     if command.only.contains(&Section::Export) {
         all["export"] = to_a_sink(command)?;
+    }
+    if command.only.contains(&Section::Outage) {
+        all["outage"] = without_a_collector(command)?;
     }
     std::fs::write(command.out.join("bench.json"), format!("{all:#}\n"))?;
     println!("\nwritten: {}", command.out.join("bench.json and pictures").display());
@@ -356,6 +361,21 @@ fn to_a_sink(command: &CommandLine) -> Result<Value, Box<dyn Error>> {
     let title = "Flow records from one exporter thread over the loopback (red: target)";
     std::fs::write(command.out.join("export.svg"), bars(title, "M/s", &picture))?;
     Ok(json!({ "rows": found }))
+}
+
+fn without_a_collector(command: &CommandLine) -> Result<Value, Box<dyn Error>> {
+    let away = Duration::from_secs(if command.quick { 10 } else { 60 });
+    let scratch = tempfile::tempdir_in(scratch(&command.out)?)?;
+    let outage = outage::run(outage::RATE, away, scratch.path())?;
+    std::fs::write(command.out.join("outage.svg"), outage.picture())?;
+    println!("\na collector killed at {} flows a second, and started again", grouped(u64::from(outage::RATE)));
+    for (name, value) in outage.table() {
+        println!("    {name:<44} {value:>14}");
+    }
+    if !outage.verdict.is_good() {
+        eprintln!("nagare-bench: not every flow is stored exactly once");
+    }
+    Ok(outage.to_json())
 }
 
 fn scratch(out: &Path) -> std::io::Result<PathBuf> {

@@ -19,7 +19,7 @@ use nix::time::ClockId;
 use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
 use std::error::Error;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -36,6 +36,7 @@ const MESSAGE_MAX: usize = 16_000;
 const WRITE: usize = 256 << 10;
 const SITE: &str = "lab";
 const RING_RECORDS: usize = 1 << 16;
+const BATCH: usize = 64;
 
 /// A way of sending, and what it reached.
 #[derive(Clone, Debug)]
@@ -138,7 +139,9 @@ fn plain_loop(
         let last = process.flush(0);
         last.map_or(Ok(()), |message| way.send(&message.bytes))?;
         way.write()?;
-        Ok((began, thread_cpu_s()? - before))
+        let cpu_s = thread_cpu_s()? - before;
+        way.close()?;
+        Ok((began, cpu_s))
     };
     let (began, cpu_s) = std::thread::spawn(work).join().map_err(|_| "the exporter panicked")??;
     let (octets, ended) = sink.finish()?;
@@ -185,11 +188,14 @@ fn delivery(tls: ClientTls, records: u64, server: Arc<ServerConfig>) -> Result<R
         std::thread::sleep(Duration::from_millis(1));
     }
     let began = Instant::now();
-    for flow in flows().iter().cycle().take(records as usize) {
+    for (number, flow) in flows().iter().cycle().take(records as usize).enumerate() {
         meter.ended.add(Tally::of(flow));
+        // As a worker does after each batch.
+        if number % BATCH == 0 && 2 * ring.queue.len() > ring.queue.capacity() {
+            (handles.wake)();
+        }
         let mut refused = ring.queue.push(*flow);
         while let Err(flow) = refused {
-            (handles.wake)();
             std::thread::sleep(Duration::from_micros(100));
             refused = ring.queue.push(flow);
         }
@@ -274,6 +280,13 @@ impl Way {
     fn write(&mut self) -> io::Result<()> {
         self.stream.write_all(&self.out)?;
         self.out.clear();
+        Ok(())
+    }
+
+    /// Waits until the sink has read everything: closing with its ticket unread would reset what is on its way.
+    fn close(mut self) -> io::Result<()> {
+        self.stream.shutdown(Shutdown::Write)?;
+        io::copy(&mut self.stream, &mut io::sink())?;
         Ok(())
     }
 }

@@ -271,6 +271,12 @@ pub fn run(program: &str, arguments: &[&str]) -> io::Result<Output> {
     Command::new(built(program)).args(arguments).output()
 }
 
+/// Whether a program has an option, by its own help.
+pub fn knows(program: &Path, option: &str) -> bool {
+    let help = Command::new(program).arg("--help").output();
+    help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains(option))
+}
+
 /// The books that a program wrote to `--stats-json`.
 ///
 /// # Panics
@@ -298,6 +304,13 @@ pub fn term(books: &serde_json::Value, equation: &str, name: &str) -> u64 {
 pub struct Metrics(String);
 
 impl Metrics {
+    /// Of a program that was started with `--metrics`; none where it does not answer (yet).
+    pub fn of_program(program: &Program) -> Option<Metrics> {
+        let log = program.log();
+        let (_, address) = log.split_once("metrics at http://")?;
+        Metrics::of(address.split('/').next()?).ok()
+    }
+
     /// Asks a program at this address of the machine (`127.0.0.1:9101`); two seconds at most.
     ///
     /// # Errors

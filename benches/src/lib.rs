@@ -6,6 +6,7 @@ pub mod faults;
 pub mod file;
 pub mod lab;
 pub mod memory;
+pub mod outage;
 pub mod peers;
 pub mod plot;
 pub mod rings;

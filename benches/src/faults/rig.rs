@@ -7,7 +7,7 @@ use super::disk::{Disk, private_mounts};
 use super::feed::Feed;
 use super::proxy::{Cut, Proxy};
 use super::schedule::{Event, Fault, Schedule};
-use crate::lab::{LISTENING, Metrics, Pki, Program, collector_arguments};
+use crate::lab::{LISTENING, Metrics, Pki, Program, collector_arguments, knows};
 use nagare_service::run::Stop;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -77,8 +77,6 @@ impl Ground {
         }
         let libraries =
             ["x86_64", "aarch64"].map(|cpu| format!("/usr/lib/{cpu}-linux-gnu/faketime/libfaketimeMT.so.1"));
-        let help =
-            Command::new(probe).arg("--help").output().map_err(|error| format!("{}: {error}", probe.display()))?;
         // On a thread of its own: only the thread's mounts change.
         let mounts = std::thread::spawn(private_mounts).join().unwrap_or_else(|_| Err("it panicked".into()));
         Ok(Ground {
@@ -88,7 +86,7 @@ impl Ground {
             directory: directory.to_owned(),
             clock: libraries.map(PathBuf::from).into_iter().find(|path| path.exists()),
             no_disks: mounts.err(),
-            spools: String::from_utf8_lossy(&help.stdout).contains("--spool"),
+            spools: knows(probe, "--spool"),
         })
     }
 
@@ -349,7 +347,8 @@ impl<'a> Run<'a> {
         // A probe that is told to end has read what was written to it before.
         if let Side::Ending(life, told @ false) = &mut self.probe
             && self.feed.is_quiet()
-            && metrics(life).is_some_and(|metrics| metrics.figure("metered_packets") >= self.feed.packets())
+            && Metrics::of_program(&life.program)
+                .is_some_and(|metrics| metrics.figure("metered_packets") >= self.feed.packets())
         {
             life.program.signal("TERM");
             *told = true;
@@ -479,12 +478,6 @@ fn bury(life: Life) -> PathBuf {
     let (_, log) = program.wait();
     std::fs::write(files.with_extension("log"), log).ok(); // Only for whoever looks at a failure.
     files
-}
-
-fn metrics(life: &Life) -> Option<Metrics> {
-    let log = life.program.log();
-    let (_, address) = log.split_once("metrics at http://")?;
-    Metrics::of(address.split('/').next()?).ok()
 }
 
 /// What is wrong with the last books of a program: they do not balance, or something is under a name that it should not be.
