@@ -187,8 +187,8 @@ pub struct Schedule {
     pub terminate: bool,
 }
 
-/// Faults begin before this.
-const BEGIN_BEFORE_MS: u64 = 3000;
+/// When faults begin: the first flows end after their idle timeout, and before there is nothing to lose.
+const BEGIN_MS: std::ops::Range<u64> = 700..4000;
 /// Faults in one schedule at most.
 const EVENTS_MAX: usize = 5;
 
@@ -202,7 +202,7 @@ impl Schedule {
                 0 => Fault::ALL[(seed % Fault::ALL.len() as u64) as usize],
                 _ => Fault::ALL[rng.usize(..Fault::ALL.len())],
             };
-            let (at_ms, lasts_ms, amount) = (rng.u64(200..BEGIN_BEFORE_MS), rng.u64(100..1500), rng.u32(..1000));
+            let (at_ms, lasts_ms, amount) = (rng.u64(BEGIN_MS), rng.u64(100..1500), rng.u32(..1000));
             // A disk must be full for long enough that something is to be written to it.
             let factor = if matches!(fault.part(), Part::Disk(_)) { 3 } else { 1 };
             let (at, lasts) = (Duration::from_millis(at_ms), Duration::from_millis(factor * lasts_ms));
