@@ -7,7 +7,8 @@ use nagare_benches::memory::{LINE_RATE, Load, Metered, baseline, frames, memory_
 use nagare_benches::peers::{Kind, Probe};
 use nagare_benches::plot::{Bar, bars};
 use nagare_benches::wire::{Found, Mix, Trial};
-use nagare_benches::{file, rings, wire};
+use nagare_benches::{export, file, outage, rings, wire};
+use nagare_service::units::grouped;
 use serde_json::{Value, json};
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -65,6 +66,10 @@ enum Section {
     File,
     /// A veth pair; needs root
     Wire,
+    /// Flow records from one exporter thread to a sink that discards
+    Export,
+    /// A collector that is killed and comes back, at 100,000 new flows a second
+    Outage,
 }
 
 fn main() -> ExitCode {
@@ -98,6 +103,12 @@ fn measure(command: &CommandLine) -> Result<(), Box<dyn Error>> {
     }
     if command.only.contains(&Section::Wire) {
         all["wire"] = across_a_veth(command)?;
+    }
+    if command.only.contains(&Section::Export) {
+        all["export"] = to_a_sink(command)?;
+    }
+    if command.only.contains(&Section::Outage) {
+        all["outage"] = without_a_collector(command)?;
     }
     std::fs::write(command.out.join("bench.json"), format!("{all:#}\n"))?;
     println!("\nwritten: {}", command.out.join("bench.json and pictures").display());
@@ -318,6 +329,53 @@ fn draw(command: &CommandLine, all: &[Found]) -> std::io::Result<()> {
     };
     let title = "Highest rate without loss across a veth";
     std::fs::write(command.out.join("wire.svg"), bars(title, "Mpps", &all.iter().map(bar).collect::<Vec<_>>()))
+}
+
+fn to_a_sink(command: &CommandLine) -> Result<Value, Box<dyn Error>> {
+    let (records, runs) = if command.quick { (3_000_000, 1) } else { (15_000_000, 3) };
+    println!(
+        "\n{:<38} {:>12} {:>9} {:>9} {:>9}",
+        "flow records to a sink, one thread", "records/s", "target", "Mbit/s", "CPU s/M"
+    );
+    let mut of_runs = Vec::new();
+    for _ in 0..runs {
+        let scratch = tempfile::tempdir()?;
+        of_runs.push(export::measure(records, scratch.path())?);
+    }
+    let (mut found, mut picture) = (Vec::new(), Vec::new());
+    for index in 0..of_runs[0].len() {
+        let mut rows: Vec<&export::Row> = of_runs.iter().map(|rows| &rows[index]).collect();
+        rows.sort_by(|a, b| a.mrps().total_cmp(&b.mrps()));
+        let median = rows[runs / 2];
+        let target = (index + 1 == of_runs[0].len()).then_some(export::TARGET);
+        let shown = target.map_or(String::from("-"), |target| grouped((target * 1e6) as u64));
+        let rate = grouped((median.mrps() * 1e6) as u64);
+        let (mbps, cpu) = (median.mbps(), median.cpu_s_per_million());
+        println!("{:<38} {rate:>12} {shown:>9} {mbps:>9.0} {cpu:>9.3}", median.name);
+        picture.push(Bar { name: median.name.into(), value: median.mrps(), target });
+        found.push(json!({
+            "name": median.name, "records": records, "records_per_second": median.mrps() * 1e6, "mbps": mbps,
+            "cpu_seconds_per_million": cpu, "target_records_per_second": target.map(|target| target * 1e6),
+        }));
+    }
+    let title = "Flow records from one exporter thread over the loopback (red: target)";
+    std::fs::write(command.out.join("export.svg"), bars(title, "M/s", &picture))?;
+    Ok(json!({ "rows": found }))
+}
+
+fn without_a_collector(command: &CommandLine) -> Result<Value, Box<dyn Error>> {
+    let away = Duration::from_secs(if command.quick { 10 } else { 60 });
+    let scratch = tempfile::tempdir_in(scratch(&command.out)?)?;
+    let outage = outage::run(outage::RATE, away, scratch.path())?;
+    std::fs::write(command.out.join("outage.svg"), outage.picture())?;
+    println!("\na collector killed at {} flows a second, and started again", grouped(u64::from(outage::RATE)));
+    for (name, value) in outage.table() {
+        println!("    {name:<44} {value:>14}");
+    }
+    if !outage.verdict.is_good() {
+        eprintln!("nagare-bench: not every flow is stored exactly once");
+    }
+    Ok(outage.to_json())
 }
 
 fn scratch(out: &Path) -> std::io::Result<PathBuf> {

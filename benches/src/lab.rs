@@ -4,9 +4,10 @@
 
 use nix::sched::{CloneFlags, setns};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -152,20 +153,43 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts a command with its standard error captured line by line.
-    pub fn start(mut command: Command) -> Program {
-        let mut child = command.stderr(Stdio::piped()).stdin(Stdio::null()).spawn().expect("the program starts");
+    /// Starts a command with its standard error captured line by line, and shown.
+    pub fn start(command: Command) -> Program {
+        Program::begin(command, Stdio::null(), true)
+    }
+
+    /// Starts a command that reads a pipe; its log is captured, and not shown.
+    pub fn fed(command: Command) -> (Program, ChildStdin) {
+        let mut program = Program::begin(command, Stdio::piped(), false);
+        let input = program.child.as_mut().and_then(|child| child.stdin.take()).expect("piped");
+        (program, input)
+    }
+
+    /// Starts a command whose log is captured, and not shown.
+    pub fn quiet(command: Command) -> Program {
+        Program::begin(command, Stdio::null(), false)
+    }
+
+    fn begin(mut command: Command, input: Stdio, shown: bool) -> Program {
+        let mut child = command.stderr(Stdio::piped()).stdin(input).spawn().expect("the program starts");
         let log = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
         let (mut stderr, sink) = (child.stderr.take().expect("piped"), log.clone());
         std::thread::spawn(move || {
             let mut bytes = [0; 4096];
             while let Ok(read @ 1..) = stderr.read(&mut bytes) {
                 let text = String::from_utf8_lossy(&bytes[..read]).into_owned();
-                eprint!("{text}"); // Shown where the test fails.
+                if shown {
+                    eprint!("{text}"); // Shown where the test fails.
+                }
                 sink.lock().expect("no writer panics").push_str(&text);
             }
         });
         Program { child: Some(child), log }
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.as_mut().and_then(|child| child.try_wait().expect("it is our child"))
     }
 
     /// What it has logged so far.
@@ -247,6 +271,12 @@ pub fn run(program: &str, arguments: &[&str]) -> io::Result<Output> {
     Command::new(built(program)).args(arguments).output()
 }
 
+/// Whether a program has an option, by its own help.
+pub fn knows(program: &Path, option: &str) -> bool {
+    let help = Command::new(program).arg("--help").output();
+    help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains(option))
+}
+
 /// The books that a program wrote to `--stats-json`.
 ///
 /// # Panics
@@ -254,4 +284,125 @@ pub fn run(program: &str, arguments: &[&str]) -> io::Result<Output> {
 pub fn books(path: &Path) -> serde_json::Value {
     let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}: {text}", path.display()))
+}
+
+/// A term (or the total) of the equations of this name in the books, added up.
+///
+/// # Panics
+/// If these are no books.
+pub fn term(books: &serde_json::Value, equation: &str, name: &str) -> u64 {
+    let equations = books["equations"].as_array().expect("books have equations");
+    let value = |equation: &serde_json::Value| match equation["total"]["name"] == name {
+        true => equation["total"]["value"].as_u64(),
+        false => equation["terms"][name].as_u64(),
+    };
+    equations.iter().filter(|e| e["name"] == equation).map(|e| value(e).unwrap_or(0)).sum()
+}
+
+/// What a program serves to Prometheus, at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics(String);
+
+impl Metrics {
+    /// Of a program that was started with `--metrics`; none where it does not answer (yet).
+    pub fn of_program(program: &Program) -> Option<Metrics> {
+        let log = program.log();
+        let (_, address) = log.split_once("metrics at http://")?;
+        Metrics::of(address.split('/').next()?).ok()
+    }
+
+    /// Asks a program at this address of the machine (`127.0.0.1:9101`); two seconds at most.
+    ///
+    /// # Errors
+    /// Nobody answers there.
+    pub fn of(address: &str) -> io::Result<Metrics> {
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(Metrics(text))
+    }
+
+    /// A figure; 0 where the program has none of this name.
+    pub fn figure(&self, name: &str) -> u64 {
+        self.sum(&["_figure{"], name)
+    }
+
+    /// A term (or the total) of the equations of this name, added up.
+    pub fn term(&self, equation: &str, name: &str) -> u64 {
+        self.sum(&["_books{", &format!("equation=\"{equation}\"")], name)
+    }
+
+    fn sum(&self, parts: &[&str], name: &str) -> u64 {
+        let named = format!("name=\"{name}\"}} ");
+        let lines = self.0.lines().filter(|line| parts.iter().all(|part| line.contains(part)));
+        lines.filter_map(|line| line.split_once(&named)?.1.parse::<u64>().ok()).sum()
+    }
+}
+
+/// Keys and certificates as the two commands of the README make them: a CA, a collector named localhost, and one site.
+pub struct Pki(PathBuf);
+
+impl Pki {
+    /// Makes them below a directory, by this workspace's collector.
+    ///
+    /// # Panics
+    /// If they cannot be made.
+    pub fn new(directory: &Path, site: &str) -> Pki {
+        Pki::made_by(&built("nagare-collector"), directory, site)
+    }
+
+    /// The same by another collector.
+    ///
+    /// # Panics
+    /// If they cannot be made.
+    pub fn made_by(collector: &Path, directory: &Path, site: &str) -> Pki {
+        let dir = directory.join("pki");
+        let text = dir.to_str().expect("the harness names its directories in ASCII");
+        for arguments in [["init", "--dir", text, "--name", "localhost"], ["issue", "--dir", text, "--site", site]] {
+            let output = Command::new(collector).arg("pki").args(arguments).output();
+            let output = output.unwrap_or_else(|error| panic!("{} cannot be started: {error}", collector.display()));
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+        Pki(dir)
+    }
+
+    /// One of the files: `ca.pem`, `collector.pem`, `collector-key.pem`, and a site's in `sites/`.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.file(name).to_string_lossy().into_owned()
+    }
+
+    /// The collector's options.
+    pub fn collector(&self) -> Vec<String> {
+        let files =
+            [("--tls-cert", "collector.pem"), ("--tls-priv-key", "collector-key.pem"), ("--tls-client-ca", "ca.pem")];
+        files.into_iter().flat_map(|(option, file)| [option.to_string(), self.text(file)]).collect()
+    }
+
+    /// The options of a site's probe.
+    pub fn probe(&self, site: &str) -> Vec<String> {
+        let files = [
+            ("--tls-ca", "ca.pem".to_string()),
+            ("--tls-cert", format!("sites/{site}.pem")),
+            ("--tls-priv-key", format!("sites/{site}-key.pem")),
+        ];
+        files.into_iter().flat_map(|(option, file)| [option.to_string(), self.text(&file)]).collect()
+    }
+}
+
+/// What a collector's log says before its port.
+pub const LISTENING: &str = "listening tls 127.0.0.1:";
+
+/// The options of a collector that stores below a directory; port 0 is any.
+pub fn collector_arguments(pki: &Pki, directory: &Path, port: &str) -> Vec<String> {
+    let path = |name: &str| directory.join(name).to_string_lossy().into_owned();
+    let mut arguments = vec!["--collector-port".into(), format!("tls://127.0.0.1:{port}")];
+    arguments.extend(["--data".into(), path("data"), "--stats-json".into(), path("collector.json")]);
+    arguments.extend(pki.collector());
+    arguments
 }

@@ -316,18 +316,69 @@ pub fn smallest_frame() -> Vec<u8> {
 
 /// The traffic as a pcap file with nanoseconds: frame n at `start_ns + n * gap_ns`.
 pub fn pcap(frames: &[Vec<u8>], start_ns: u64, gap_ns: u64) -> Vec<u8> {
-    let mut out = Vec::new();
-    for word in [0xa1b2_3c4d_u32, 2 | 4 << 16, 0, 0, 65535, 1] {
-        out.extend(word.to_le_bytes());
-    }
+    let mut out = pcap_header();
     for (number, frame) in frames.iter().enumerate() {
-        let time = start_ns + number as u64 * gap_ns;
-        let words =
-            [(time / 1_000_000_000) as u32, (time % 1_000_000_000) as u32, frame.len() as u32, frame.len() as u32];
-        out.extend(words.into_iter().flat_map(u32::to_le_bytes));
-        out.extend(frame);
+        pcap_packet(&mut out, start_ns + number as u64 * gap_ns, frame);
     }
     out
+}
+
+/// The beginning of a pcap file with nanoseconds, of Ethernet.
+pub fn pcap_header() -> Vec<u8> {
+    [0xa1b2_3c4d_u32, 2 | 4 << 16, 0, 0, 65535, 1].into_iter().flat_map(u32::to_le_bytes).collect()
+}
+
+/// Appends a packet of such a file.
+pub fn pcap_packet(out: &mut Vec<u8>, time_ns: u64, frame: &[u8]) {
+    let words =
+        [(time_ns / 1_000_000_000) as u32, (time_ns % 1_000_000_000) as u32, frame.len() as u32, frame.len() as u32];
+    out.extend(words.into_iter().flat_map(u32::to_le_bytes));
+    out.extend(frame);
+}
+
+/// The numbered conversations repeat after so many.
+pub const NUMBERS: u64 = 1 << 40;
+
+/// The frames of a conversation whose key says its number: each eighth is a short one over TCP, the others are one datagram.
+pub fn numbered(number: u64) -> Vec<Vec<u8>> {
+    let initiator = numbered_key(number);
+    let packet = |(back, tcp_flags, payload): (bool, u8, usize)| {
+        let step = Step { initiator, back, tcp_flags, payload, extension: false };
+        let key = if back { initiator.reversed() } else { initiator };
+        packets(&key, &step, number as u16).into_iter().map(move |packet| ethernet(&key, &packet)).collect::<Vec<_>>()
+    };
+    let conversation =
+        [(false, SYN, 0), (true, SYN | ACK, 0), (false, PSH | ACK, 40), (true, FIN | ACK, 200), (false, FIN | ACK, 0)];
+    match initiator.protocol {
+        TCP => conversation.into_iter().flat_map(packet).collect(),
+        _ => packet((false, 0, 30)),
+    }
+}
+
+/// Packets of the conversation of this number, both ways.
+pub fn numbered_packets(number: u64) -> u64 {
+    if numbered_key(number).protocol == TCP { 5 } else { 1 }
+}
+
+fn numbered_key(number: u64) -> FlowKey {
+    let [.., e, d, c, b, a] = (number % NUMBERS).to_be_bytes();
+    let (protocol, destination_port) = if number % 8 == 7 { (TCP, 443) } else { (UDP, 53) };
+    FlowKey {
+        source: Ipv4Addr::new(10, c, b, a).into(),
+        destination: Ipv4Addr::new(198, 18, e, d).into(),
+        source_port: 2000 + (number % 60_000) as u16,
+        destination_port,
+        protocol,
+        ..FlowKey::default()
+    }
+}
+
+/// The number of a conversation with this key; none where no numbered one has it.
+pub fn number_of(key: &FlowKey) -> Option<u64> {
+    let (IpAddr::V4(source), IpAddr::V4(destination)) = (key.source, key.destination) else { return None };
+    let ([_, c, b, a], [_, _, e, d]) = (source.octets(), destination.octets());
+    let number = u64::from_be_bytes([0, 0, 0, e, d, c, b, a]);
+    (numbered_key(number) == *key).then_some(number)
 }
 
 #[cfg(test)]
@@ -361,5 +412,14 @@ mod tests {
             .collect();
         assert_eq!(seen, made);
         assert!(traffic.frames.iter().all(|frame| frame.len() <= MTU + 18));
+    }
+
+    #[test]
+    fn a_number_is_in_its_key() {
+        for number in [0, 7, 255, 70_000, 1 << 24, NUMBERS - 1] {
+            assert_eq!(number_of(&numbered_key(number)), Some(number));
+            assert_eq!(numbered(number).len() as u64, numbered_packets(number));
+        }
+        assert_eq!(number_of(&numbered_key(3).reversed()), None);
     }
 }

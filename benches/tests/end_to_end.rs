@@ -1,7 +1,7 @@
 //! The whole way with the real programs: made traffic on a veth, XDP, workers, TLS, store, report; and what independent
 //! programs read of the exporter. Needs root for the namespaces; says "skipped" where it cannot run.
 
-use nagare_benches::lab::{Lab, Program, TAP, WIRE, books, built, run};
+use nagare_benches::lab::{LISTENING, Lab, Pki, Program, TAP, WIRE, books, built, collector_arguments, run, term};
 use nagare_benches::sender::Sender;
 use nagare_benches::traffic::{Traffic, office, pcap, untagged_office};
 use nagare_wire::flow::{Counters, Direction, FlowKey};
@@ -56,50 +56,6 @@ fn undirected(flows: &Flows) -> Flows {
     flows.iter().map(turn).collect()
 }
 
-/// A term (or the total) of the equations of this name, added up.
-fn term(books: &Value, equation: &str, name: &str) -> u64 {
-    let equations = books["equations"].as_array().expect("books have equations");
-    let value = |equation: &Value| match equation["total"]["name"] == name {
-        true => equation["total"]["value"].as_u64(),
-        false => equation["terms"][name].as_u64(),
-    };
-    equations.iter().filter(|e| e["name"] == equation).map(|e| value(e).unwrap_or(0)).sum()
-}
-
-/// Keys and certificates as the two commands of the README make them.
-struct Pki(PathBuf);
-
-impl Pki {
-    fn new(directory: &Path, site: &str) -> Pki {
-        let dir = directory.join("pki");
-        let text = dir.to_str().unwrap();
-        for arguments in [["init", "--dir", text, "--name", "localhost"], ["issue", "--dir", text, "--site", site]] {
-            let output = run("nagare-collector", &[&["pki"], &arguments[..]].concat()).unwrap();
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        }
-        Pki(dir)
-    }
-
-    fn file(&self, name: &str) -> String {
-        self.0.join(name).to_str().unwrap().to_string()
-    }
-
-    fn collector(&self) -> Vec<String> {
-        let files =
-            [("--tls-cert", "collector.pem"), ("--tls-priv-key", "collector-key.pem"), ("--tls-client-ca", "ca.pem")];
-        files.into_iter().flat_map(|(option, file)| [option.to_string(), self.file(file)]).collect()
-    }
-
-    fn probe(&self, site: &str) -> Vec<String> {
-        let files = [
-            ("--tls-ca", "ca.pem".to_string()),
-            ("--tls-cert", format!("sites/{site}.pem")),
-            ("--tls-priv-key", format!("sites/{site}-key.pem")),
-        ];
-        files.into_iter().flat_map(|(option, file)| [option.to_string(), self.file(&file)]).collect()
-    }
-}
-
 fn strs(arguments: &[String]) -> Vec<&str> {
     arguments.iter().map(String::as_str).collect()
 }
@@ -109,16 +65,6 @@ fn start(program: &str, arguments: &[&str]) -> Program {
     let mut command = Command::new(built(program));
     command.args(arguments);
     Program::start(command)
-}
-
-const LISTENING: &str = "listening tls 127.0.0.1:";
-
-fn collector_arguments(pki: &Pki, directory: &Path, port: &str) -> Vec<String> {
-    let path = |name: &str| directory.join(name).to_str().unwrap().to_string();
-    let mut arguments = vec!["--collector-port".into(), format!("tls://127.0.0.1:{port}")];
-    arguments.extend(["--data".into(), path("data"), "--stats-json".into(), path("collector.json")]);
-    arguments.extend(pki.collector());
-    arguments
 }
 
 fn stored(directory: &Path, arguments: &[&str]) -> String {
