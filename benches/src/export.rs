@@ -4,15 +4,17 @@
 #![forbid(unsafe_code)]
 
 use crate::lab::Pki;
+use clap::Parser;
 use nagare_probe::books::{CaptureBooks, ProbeBooks};
 use nagare_probe::counters::{MeterCounters, Tally};
 use nagare_probe::exporter::process::ExportingProcess;
-use nagare_probe::exporter::transport::{Session, SessionOptions};
-use nagare_probe::exporter::{Exporter, ExporterOptions, Output, handles};
+use nagare_probe::exporter::{Exporter, Output, handles};
+use nagare_probe::options::CommandLine;
+use nagare_probe::run::open_collectors;
 use nagare_probe::worker::RecordRing;
-use nagare_service::endpoint::{Endpoint, Scheme};
 use nagare_service::run::Stop;
 use nagare_service::tls::{ClientTls, ServerTls, client_config, server_config, server_name};
+use nagare_wire::delivery::{ALPN, Ack, FromProbe};
 use nagare_wire::flow::{Counters, FlowKey, FlowRecord};
 use nagare_wire::ipfix::field::FlowTemplate;
 use nix::time::ClockId;
@@ -89,7 +91,8 @@ pub fn measure(records: u64, scratch: &Path) -> Result<Vec<Row>, Box<dyn Error>>
     if let Some(config) = aws_lc(&pki)? {
         rows.push(plain_loop("TLS, aws-lc-rs", Some(config), records, Some(server.clone()))?);
     }
-    rows.push(delivery(files, records, server)?);
+    rows.push(delivery(&pki, records, &server, None)?);
+    rows.push(delivery(&pki, records, &server, Some(scratch))?);
     Ok(rows)
 }
 
@@ -148,43 +151,37 @@ fn plain_loop(
     Ok(Row { name, records, octets, seconds: (ended - began).as_secs_f64(), cpu_s })
 }
 
-/// The probe's own exporter thread, fed over its ring by another, to a sink that acknowledges.
-// To be completed: the sink discards, as nothing is acknowledged yet but by TCP. With delivery it answers each Message.
-fn delivery(tls: ClientTls, records: u64, server: Arc<ServerConfig>) -> Result<Row, Box<dyn Error>> {
-    let sink = Sink::start(Some(server))?;
-    let endpoint: Endpoint = format!("tls://localhost:{}", sink.port).parse()?;
-    let session =
-        Session::new(SessionOptions { endpoint, tls, reconnect: Duration::from_millis(100) }, Instant::now())?;
+/// The probe's own exporter thread, fed over its ring by another, to a sink that acknowledges each Message.
+fn delivery(pki: &Pki, records: u64, server: &ServerConfig, scratch: Option<&Path>) -> Result<Row, Box<dyn Error>> {
+    let mut server = server.clone();
+    server.alpn_protocols = vec![ALPN.to_vec()];
+    let sink = Sink::start(Some(Arc::new(server)))?;
+    let spool = scratch.map(|scratch| scratch.join("spool"));
+    let files = [("--tls-ca", Some(pki.file("ca.pem"))), ("--spool", spool)];
+    let files = files.into_iter().filter_map(|(option, file)| Some(format!("{option}={}", file?.display())));
+    let line = ["nagare-probe", "-i=-", "--reconnect=100ms", "--buffer=256M"].map(String::from).into_iter();
+    let line = line.chain([format!("--collector=tls://localhost:{}", sink.port)]).chain(files);
+    let plan = CommandLine::try_parse_from(line)?.plan()?;
+    let (collectors, exports) = open_collectors(&plan)?;
     let (ring, meter) = (Arc::new(RecordRing::new(RING_RECORDS)), Arc::new(MeterCounters::default()));
+    let export = exports[0].1.clone();
     let books = Arc::new(ProbeBooks {
         captures: vec![("memory".into(), Box::new(CaptureBooks::default))],
         frames_max: 0,
         records_max: u64::MAX,
         meters: vec![meter.clone()],
-        export: Arc::default(),
+        exports,
+        balanced: false,
         memory: Vec::new(),
     });
-    let options = ExporterOptions {
-        domain: 1,
-        records_max: RING_RECORDS,
-        drain_timeout: Duration::from_secs(10),
-        books_interval: Duration::from_secs(10),
-        template_interval: Duration::from_secs(60),
-        template: FlowTemplate::basic(),
-        sampling: None,
-        mtu: 1280,
-        waits: true,
-    };
     let (poll, handles) = handles()?;
-    let output = Output::Collector(Box::new(session));
-    let rings = vec![ring.clone()];
-    let exporter =
-        Exporter::new(options, output, Some(Scheme::Tls), rings, books.clone(), Stop::new(), (poll, &handles));
+    let output = Output::Collectors(collectors);
+    let exporter = Exporter::new(output, vec![ring.clone()], books, true, Stop::new(), (poll, &handles));
     let thread = std::thread::spawn(move || -> Result<f64, String> {
         let broken = exporter.run();
         broken.map_or_else(|| thread_cpu_s().map_err(|error| error.to_string()), Err)
     });
-    while books.export.sessions.get() == 0 {
+    while export.sessions.get() == 0 {
         std::thread::sleep(Duration::from_millis(1));
     }
     let began = Instant::now();
@@ -204,11 +201,12 @@ fn delivery(tls: ClientTls, records: u64, server: Arc<ServerConfig>) -> Result<R
     (handles.wake)();
     let cpu_s = thread.join().map_err(|_| "the exporter panicked")??;
     let (octets, ended) = sink.finish()?;
-    let delivered = books.export.delivered.get().flows;
+    let delivered = export.delivered.get().flows;
     if delivered != records {
         return Err(format!("{delivered} of {records} records were delivered").into());
     }
-    Ok(Row { name: "TLS, the probe's exporter", records, octets, seconds: (ended - began).as_secs_f64(), cpu_s })
+    let name = if scratch.is_some() { "TLS, acknowledged, through a spool" } else { "TLS, acknowledged" };
+    Ok(Row { name, records, octets, seconds: (ended - began).as_secs_f64(), cpu_s })
 }
 
 fn flows() -> Vec<FlowRecord> {
@@ -291,7 +289,8 @@ impl Way {
     }
 }
 
-/// Takes one connection, shakes hands where there is TLS, and discards what follows without looking at it.
+/// Takes one connection, shakes hands where there is TLS, and discards what follows: without looking at it, or, where the exporter
+/// speaks the delivery layer, decrypted and acknowledged.
 struct Sink {
     port: u16,
     thread: JoinHandle<io::Result<(u64, Instant)>>,
@@ -317,12 +316,43 @@ fn discard(listener: &TcpListener, tls: Option<Arc<ServerConfig>>) -> io::Result
         while connection.is_handshaking() || connection.wants_write() {
             connection.complete_io(&mut stream)?;
         }
+        if connection.alpn_protocol() == Some(ALPN) {
+            return acknowledge(stream, connection);
+        }
     }
     let (mut octets, mut last, mut buffer) = (0, Instant::now(), vec![0; 1 << 20]);
     loop {
         match stream.read(&mut buffer)? {
             0 => return Ok((octets, last)),
             read => (octets, last) = (octets + read as u64, Instant::now()),
+        }
+    }
+}
+
+/// Acknowledges every Message that came as soon as it is read.
+fn acknowledge(mut stream: TcpStream, mut tls: ServerConnection) -> io::Result<(u64, Instant)> {
+    let (mut octets, mut last, mut buffer, mut plain) = (0, Instant::now(), vec![0; 1 << 20], Vec::new());
+    loop {
+        let read = tls.read_tls(&mut stream)?;
+        if read == 0 {
+            return Ok((octets, last));
+        }
+        (octets, last) = (octets + read as u64, Instant::now());
+        tls.process_new_packets().map_err(io::Error::other)?;
+        while let Ok(read @ 1..) = tls.reader().read(&mut buffer) {
+            plain.extend_from_slice(&buffer[..read]);
+        }
+        let (mut at, mut acks) = (0, Vec::new());
+        while let Some((frame, length)) = FromProbe::read(&plain[at..]).map_err(io::Error::other)? {
+            at += length;
+            if let FromProbe::Message { epoch, number: number @ 1.., .. } = frame {
+                Ack { epoch, first: number, last: number }.write(&mut acks);
+            }
+        }
+        plain.drain(..at);
+        tls.writer().write_all(&acks)?;
+        while tls.wants_write() {
+            tls.write_tls(&mut stream)?;
         }
     }
 }

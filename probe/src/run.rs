@@ -258,7 +258,8 @@ fn queues(plan: &Plan) -> Vec<(String, Vec<Endpoint>)> {
     }
 }
 
-type Exports = Vec<(String, Arc<ExportCounters>)>;
+/// The counters of queues, by their names.
+pub type Exports = Vec<(String, Arc<ExportCounters>)>;
 
 fn open_output(plan: &Plan) -> Result<(Output, Exports), Box<dyn Error>> {
     let alone = |output, name: &str| Ok((output, vec![(name.to_string(), Arc::default())]));
@@ -278,8 +279,11 @@ fn process_options(plan: &Plan) -> ProcessOptions {
     ProcessOptions { domain: plan.domain, template: plan.template.clone(), sampling: plan.selection.sampling }
 }
 
-/// The queues of a plan, with their spools and what earlier runs left in them.
-pub(crate) fn open_collectors(plan: &Plan) -> Result<(Collectors, Exports), Box<dyn Error>> {
+/// The queues of a plan, with their spools and what earlier runs left in them, and the counters of each by its name.
+///
+/// # Errors
+/// A spool or a certificate cannot be used.
+pub fn open_collectors(plan: &Plan) -> Result<(Collectors, Exports), Box<dyn Error>> {
     let now_ms = unix_ms();
     let identity = match &plan.spool {
         Some(dir) => Identity::in_spool(dir, now_ms).map_err(|error| format!("--spool: {error}"))?,

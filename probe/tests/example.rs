@@ -7,8 +7,20 @@ use std::collections::BTreeSet;
 
 const EXAMPLE: &str = include_str!("../../deploy/probe.toml");
 /// Keys that are given as examples.
-const NO_DEFAULT: [&str; 8] =
-    ["dump", "export-file", "cores", "stats-json", "metrics", "filter", "sampling", "sampling-by"];
+const NO_DEFAULT: [&str; 12] = [
+    "dump",
+    "export-file",
+    "cores",
+    "stats-json",
+    "metrics",
+    "filter",
+    "sampling",
+    "sampling-by",
+    "spool",
+    "spool-max",
+    "bind",
+    "sndbuf",
+];
 
 /// The key of a line `key = value`, with or without a `#` right before it.
 fn key(line: &str) -> Option<&str> {
@@ -31,7 +43,7 @@ fn plan(text: &str) -> String {
     let file = directory.path().join("probe.toml");
     std::fs::write(&file, text).expect("written");
     let options = Options { interface: vec!["lo".into()], ..Options::default() };
-    let plan = CommandLine { config: Some(file), options }.plan();
+    let plan = CommandLine { config: Some(file), options, command: None }.plan();
     format!("{:?}", plan.expect("the example is valid"))
 }
 

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::buckets::DIRECTIONS;
 use super::network::Side;
 use super::*;
-use crate::store::{BookRow, FlowRow, Row, SessionRow, Store, StoreOptions};
+use crate::store::{Batch, BookRow, FlowRow, Row, SessionRow, Store, StoreOptions};
 use nagare_service::units::grouped;
 
 const HOUR_MS: i64 = 3_600_000;
@@ -53,7 +53,7 @@ fn options(dir: &Path) -> ReportOptions {
 fn store(dir: &Path, rows: Vec<Row>) -> Engine {
     let store = Store::open(dir, StoreOptions::default()).unwrap();
     for batch in rows.chunks(1_000) {
-        let mut batch = batch.to_vec();
+        let mut batch = Batch::of(batch.to_vec());
         while let Err(back) = store.offer(batch) {
             batch = back;
             std::thread::sleep(std::time::Duration::from_millis(5));

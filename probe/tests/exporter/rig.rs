@@ -3,16 +3,11 @@
 use clap::Parser;
 use nagare_probe::books::{CaptureBooks, ProbeBooks, When};
 use nagare_probe::counters::{MeterCounters, Tally};
-use nagare_probe::exporter::identity::Identity;
-use nagare_probe::exporter::lane::{self, Lane, LaneOptions, Parts};
-use nagare_probe::exporter::outbox::Outbox;
-use nagare_probe::exporter::transport::{Session, SessionOptions};
-use nagare_probe::exporter::{Collectors, Exporter, Output, ProcessOptions, Spread, handles};
+use nagare_probe::exporter::{Exporter, Output, handles};
 use nagare_probe::options::CommandLine;
+use nagare_probe::run::open_collectors;
 use nagare_probe::worker::RecordRing;
-use nagare_service::endpoint::Endpoint;
 use nagare_service::run::Stop;
-use nagare_service::tls::ClientTls;
 use nagare_wire::flow::{Counters, FlowKey, FlowRecord};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -79,10 +74,20 @@ impl Ended {
 
 impl Rig {
     pub fn start(setup: Setup) -> Rig {
-        let endpoint: Endpoint = setup.url.parse().expect("a URL");
-        let tls = ClientTls { ca: setup.ca, identity: None, insecure: false };
-        let options = SessionOptions { reconnect: setup.reconnect, ..SessionOptions::to(endpoint.clone(), tls) };
-        let session = Session::new(options, Instant::now()).expect("usable options");
+        let ms = |span: Duration| format!("{}ms", span.as_millis());
+        let arguments = format!(
+            "nagare-probe -i - --collector {} --reconnect {} --drain-timeout {} --template-interval {} --mtu {} \
+            --books-interval 200ms --buffer {BUFFER}",
+            setup.url,
+            ms(setup.reconnect),
+            ms(setup.drain),
+            ms(setup.template_interval),
+            setup.mtu
+        );
+        let ca = setup.ca.map(|ca| format!("--tls-ca={}", ca.display()));
+        let line = CommandLine::try_parse_from(arguments.split_whitespace().map(str::to_string).chain(ca));
+        let plan = line.expect("a command line").plan().expect("options that agree");
+        let (collectors, exports) = open_collectors(&plan).expect("usable options");
         let (ring, meter) = (Arc::new(RecordRing::new(RING)), Arc::new(MeterCounters::default()));
         let received = meter.clone();
         let capture = move || {
@@ -94,33 +99,12 @@ impl Rig {
             frames_max: 0,
             records_max: u64::MAX,
             meters: vec![meter.clone()],
-            exports: vec![("main".into(), Arc::default())],
+            exports,
             balanced: false,
             memory: Vec::new(),
         });
-        let template = nagare_wire::ipfix::field::FlowTemplate::basic();
-        let message_max = lane::message_max([endpoint.scheme].into_iter(), setup.mtu);
-        let mut process = ProcessOptions { domain: 1, template, sampling: None }.process(message_max);
-        let templates = lane::templates(&mut process);
-        let identity = Identity::new(1);
-        let parts = Parts {
-            index: 0,
-            options: LaneOptions {
-                books_interval: Duration::from_millis(200),
-                template_interval: setup.template_interval,
-                drain_timeout: setup.drain,
-                started_ms: 1,
-            },
-            process,
-            outbox: Outbox::new(identity.epoch, BUFFER, templates, None),
-            sessions: vec![session],
-            counters: books.exports[0].1.clone(),
-            message_max,
-            gap: None,
-        };
-        let lanes = vec![Lane::new(parts, Instant::now())];
         let (poll, handles) = handles().expect("descriptors");
-        let (output, stop) = (Output::Collectors(Collectors { lanes, spread: Spread::All, identity }), Stop::new());
+        let (output, stop) = (Output::Collectors(collectors), Stop::new());
         let rings = vec![ring.clone()];
         let exporter = Exporter::new(output, rings, books.clone(), false, stop.clone(), (poll, &handles));
         let thread = std::thread::spawn(move || exporter.run());
