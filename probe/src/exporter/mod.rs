@@ -294,7 +294,10 @@ impl Exporter {
                     write_file(file, &message, &self.counters, &mut self.broken);
                 }
             }
-            Output::Dump(_) => {}
+            // With nothing left to take it writes what it holds.
+            Output::Dump(_) => {
+                self.round_of_dump();
+            }
         }
     }
 

@@ -121,7 +121,23 @@ impl Outbox {
         self.next += 1;
         self.octets += message.bytes.len() + HELD_OCTETS;
         self.memory.push_back(Held { flows: message.flows, message: Some(message), spooled, acknowledged: false });
+        self.take_back();
         self.make_room();
+    }
+
+    /// What the spool had to let go is memory's alone again.
+    fn take_back(&mut self) {
+        let first = self.first();
+        for (from, to) in self.spool.as_mut().map(Spool::take_released).unwrap_or_default() {
+            for number in from.max(first)..=to {
+                let Some(held) = self.memory.get_mut((number - first) as usize) else { break };
+                held.spooled = false;
+                if held.message.is_none() && !held.acknowledged {
+                    self.fates.buffer_full += held.flows;
+                    (held.acknowledged, self.has_gaps) = (true, true);
+                }
+            }
+        }
     }
 
     fn make_room(&mut self) {

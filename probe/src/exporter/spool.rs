@@ -114,6 +114,7 @@ pub struct Spool {
     open: Option<(File, u32)>,
     epoch: u64,
     in_memory: u64,
+    released: Vec<(u64, u64)>,
     templates: Arc<Message>,
     /// The file that was read last.
     reading: Option<(PathBuf, File)>,
@@ -140,6 +141,7 @@ impl Spool {
             open: None,
             epoch,
             in_memory: 0,
+            released: Vec::new(),
             templates: Arc::new(templates),
             reading: None,
             accounts: Default::default(),
@@ -203,10 +205,7 @@ impl Spool {
     pub fn push(&mut self, number: u64, message: &Message) -> io::Result<()> {
         let needed = (message.bytes.len() + TRAILER_OCTETS) as u64;
         while self.octets() + needed > self.options.octets_max && self.drop_oldest() {}
-        let mut written = self.write(number, message);
-        if written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull) && self.drop_oldest() {
-            written = self.write(number, message);
-        }
+        let written = self.write(number, message);
         self.write_errors += u64::from(written.is_err());
         written
     }
@@ -312,18 +311,32 @@ impl Spool {
         segment.epoch == epoch && segment.first <= last && first < segment.first + segment.messages
     }
 
-    /// Lets the oldest segment go; false where there is none.
+    /// Lets the oldest segment go; false where there is none. What of it is in memory as well is not lost.
     fn drop_oldest(&mut self) -> bool {
         let Some(oldest) = self.segments.front() else { return false };
         let mut left = oldest.flows;
         left.subtract(oldest.settled_flows);
+        if oldest.epoch == self.epoch && oldest.first + oldest.messages > self.in_memory {
+            let from = oldest.first.max(self.in_memory);
+            self.released.push((from, oldest.first + oldest.messages - 1));
+            let entries = oldest.index.iter().flatten().skip((from - oldest.first) as usize);
+            entries.filter(|entry| entry.state != State::Settled).for_each(|entry| left.subtract(entry.flows));
+        }
         let account = &mut self.accounts[usize::from(oldest.recovered)];
+        if left.flows > 0 && account.full.flows == 0 {
+            log::warn!("the spool {} is full: the oldest records are dropped", self.options.dir.display());
+        }
         account.full += left;
         if self.segments.len() == 1 {
             self.open = None;
         }
         self.remove(0);
         true
+    }
+
+    /// Numbers of Messages in memory that the spool keeps no more.
+    pub fn take_released(&mut self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut self.released)
     }
 
     fn remove(&mut self, index: usize) {
