@@ -243,6 +243,26 @@ fn templates_live_by_the_rules_of_their_transport() {
 }
 
 #[test]
+fn withdrawals_make_room_for_other_templates_under_the_same_numbers() {
+    let mut session = TransportSession::new(Transport::Stream);
+    let mut basic = MessageBuilder::new(1400);
+    basic.push_templates().unwrap();
+    receive(&mut session, &basic.finish(1, 0, 9)).unwrap();
+    // Without a withdrawal before them other Templates are a fault that is noted.
+    let mut full = MessageBuilder::with_template(0, FlowTemplate::full());
+    full.push_withdrawals().unwrap();
+    full.push_templates().unwrap();
+    let received = session.receive(&full.finish(2, 0, 9), |_, _| ()).unwrap();
+    assert!(received.notes.is_empty(), "{:?}", received.notes);
+    assert_eq!(session.templates(), 7);
+    // In a Set that is open for definitions nothing is withdrawn.
+    full.push_templates().unwrap();
+    full.push_withdrawals().unwrap();
+    receive(&mut session, &full.finish(3, 0, 9)).unwrap();
+    assert_eq!(session.templates(), 0);
+}
+
+#[test]
 fn the_sequence_tells_losses() {
     let v4 = template(256, &ADDRESSES);
     let record: &[u8] = &[10, 0, 0, 1, 10, 0, 0, 2];

@@ -100,12 +100,15 @@ pub fn templates(flows: &FlowTemplate) -> Vec<TemplateRecord> {
     ]
 }
 
-/// The shortest limit of a Message that holds all Templates, or any record.
+/// Octets of the withdrawals of all Templates and all Options Templates: two Sets of one record without fields.
+const WITHDRAWALS_LENGTH: usize = 2 * (4 + 4);
+
+/// The shortest limit of a Message that holds the withdrawals and all Templates, or any record.
 pub fn limit_min(flows: &FlowTemplate) -> usize {
     let mut all = Vec::new();
     templates(flows).iter().for_each(|template| template.write(&mut all));
     // The Templates stand in two Sets, and the rate of sampling in a third.
-    (HEADER_LENGTH + 4 + 4 + all.len() + 4 + SAMPLING_LENGTH)
+    (HEADER_LENGTH + WITHDRAWALS_LENGTH + 4 + 4 + all.len() + 4 + SAMPLING_LENGTH)
         .max(HEADER_LENGTH + 4 + flows.length(false))
         .max(LIMIT_MIN)
 }
@@ -148,6 +151,25 @@ impl MessageBuilder {
     /// Whether nothing was pushed.
     pub fn is_empty(&self) -> bool {
         self.buffer.len() == HEADER_LENGTH
+    }
+
+    /// Adds the withdrawals of all Templates and of all Options Templates (RFC 7011, 8.1), each in a Set of its own. A session
+    /// that is to use other Templates under the same IDs begins them anew by this; not for UDP, where nothing is withdrawn.
+    ///
+    /// # Errors
+    /// There is no room for both; neither was added.
+    pub fn push_withdrawals(&mut self) -> Result<(), Full> {
+        if self.buffer.len() + WITHDRAWALS_LENGTH > self.limit {
+            return Err(Full);
+        }
+        for set in [TEMPLATE_SET, OPTIONS_TEMPLATE_SET] {
+            // Withdrawals and definitions do not share a Set.
+            self.close_set();
+            let all = TemplateRecord { id: set, scopes: 0, fields: Vec::new() };
+            self.push(set, 4, |out| all.write(out))?;
+        }
+        self.close_set();
+        Ok(())
     }
 
     /// Adds all of [`templates`]; they go before the data that they describe (RFC 7011, 8.2).
