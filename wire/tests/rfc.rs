@@ -645,3 +645,106 @@ fn c47_type_records_of_other_exporters_are_passed_over() {
     assert!(matches!(mapped[..], [Mapped::Other, Mapped::Other, Mapped::Flow(_)]), "{mapped:?}");
     assert!(received.notes.is_empty());
 }
+
+#[test]
+fn the_judge_condemns_what_breaks_a_rule() {
+    let v4: &[u8] = &template(256, &ADDRESSES);
+    let with = |at: usize, octet: u8| {
+        let mut bytes = message(1, 0, &[(2, v4), (256, RECORD)]);
+        bytes[at] = octet;
+        bytes
+    };
+    let reverse = |element: u16| [&(element | 0x8000).to_be_bytes()[..], &[0, 8, 0, 0, 0x72, 0x79]].concat();
+    let cases: Vec<(&str, Vec<Vec<u8>>)> = vec![
+        ("the version", vec![with(1, 9)]),
+        ("Length is that", vec![with(3, 40)]),
+        ("the sequence", vec![message(1, 1, &[])]),
+        ("of domain 2", vec![message(1, 0, &[(2, v4), (256, RECORD)]), message(2, 1, &[])]),
+        ("Set Length", vec![with(19, 99)]),
+        ("reserved", vec![message(1, 0, &[(4, v4)])]),
+        ("Export Time", vec![message(1, 0, &[]), with(4, 0)]),
+        ("Template ID 255", vec![message(1, 0, &[(2, &template(255, &ADDRESSES))])]),
+        ("Scope Field Count", vec![message(1, 0, &[(3, &[1, 0, 0, 1, 0, 0, 0, 143, 0, 4])])]),
+        ("in 3 octets", vec![message(1, 0, &[(2, &template(256, &[(8, 3)]))])]),
+        ("in 7 octets", vec![message(1, 0, &[(2, &template(256, &[(152, 7)]))])]),
+        ("in 9 octets", vec![message(1, 0, &[(2, &template(256, &[(1, 9)]))])]),
+        ("padding is zero", vec![message(1, 0, &[(2, v4), (256, &[RECORD, &[1]].concat())])]),
+        ("padding is zero", vec![message(1, 0, &[(2, &[v4, &[1, 0]].concat())])]),
+        ("before its Template", vec![message(1, 0, &[(256, RECORD), (2, v4)])]),
+        ("before its Template", vec![message(1, 0, &[(2, v4)]), message(2, 0, &[(256, RECORD)])]),
+        ("before its Template", vec![message(1, 0, &[(2, v4), (2, &[1, 0, 0, 0]), (256, RECORD)])]),
+        ("what is withdrawn", vec![message(1, 0, &[(2, &[1, 0, 0, 0])])]),
+        ("defined anew", vec![message(1, 0, &[(2, v4)]), message(1, 0, &[(2, &template(256, &[(8, 4)]))])]),
+        ("no UTF-8", vec![message(1, 0, &[(2, &template(256, &[(335, 1)])), (256, &[0xff])])]),
+        ("has no reverse", vec![message(1, 0, &[(2, &[&[1, 0, 0, 1][..], &reverse(163)].concat())])]),
+        ("no key that has a direction", vec![message(1, 0, &[(2, &[&[1, 0, 0, 1][..], &reverse(1)].concat())])]),
+    ];
+    for (told, messages) in cases {
+        let judged = std::panic::catch_unwind(|| {
+            let mut judge = Judge::new(Manner::Stream);
+            messages.iter().for_each(|message| judge.message(message));
+        });
+        let panic = judged.expect_err(told);
+        let words = panic.downcast_ref::<String>().cloned();
+        let words = words.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).expect("words");
+        assert!(words.contains(told), "{told:?} in: {words}");
+    }
+}
+
+/// The demands that are counted.
+const DEMANDS: std::ops::RangeInclusive<usize> = 1..=50;
+
+/// Where tests with a demand's number stand.
+const TESTS: [&str; 3] = ["wire/tests/rfc.rs", "probe/tests/rfc.rs", "collector/tests/rfc.rs"];
+
+/// A file of the repository.
+fn source(path: &str) -> String {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../");
+    std::fs::read_to_string(format!("{root}{path}")).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The number of a test's demand.
+fn demand_of(test: &str) -> Option<usize> {
+    let digits = test.strip_prefix(['e', 'c'])?.split_once('_')?.0;
+    (digits.len() == 2).then(|| digits.parse().ok())?
+}
+
+/// The tests of a source that have a number.
+fn numbered(source: &str) -> impl Iterator<Item = &str> {
+    let tests = source.split("#[test]\n").skip(1);
+    let functions = tests.filter_map(|test| test.split_once("fn ")?.1.split_once('(').map(|(name, _)| name));
+    functions.filter(|name| demand_of(name).is_some())
+}
+
+#[test]
+fn the_table_names_every_test_and_no_other() {
+    let sources = TESTS.map(source);
+    let tests: BTreeSet<&str> = sources.iter().flat_map(|source| numbered(source)).collect();
+    let table = source("docs/rfc.md");
+    let mut rows = vec![BTreeSet::new(); DEMANDS.end() + 1];
+    let mut named = 0;
+    for row in table.lines() {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [number, side, _, names, status] = cells[..] else { continue };
+        let Ok(number) = number.parse::<usize>() else { continue };
+        assert!(DEMANDS.contains(&number) && rows[number].is_empty(), "a row too many: {row}");
+        rows[number] = names.split_whitespace().map(|name| name.trim_matches('`')).collect();
+        let is_offered = !status.starts_with("not offered");
+        assert_eq!(is_offered, !rows[number].is_empty(), "what is offered has a test: {row}");
+        assert!(["met", "not offered", "deviation"].iter().any(|word| status.starts_with(word)), "{row}");
+        assert!(matches!(side, "E" | "C" | "E C"), "{row}");
+        named += 1;
+    }
+    assert_eq!(named, DEMANDS.count(), "a demand has no row");
+    for name in rows.iter().flatten() {
+        let is_there = match name.split_once("::") {
+            Some((file, test)) => source(file).contains(&format!("#[test]\nfn {test}()")),
+            None => tests.contains(name),
+        };
+        assert!(is_there, "the table names {name}, which is not there");
+    }
+    for test in tests {
+        let number = demand_of(test).expect("numbered");
+        assert!(rows.get(number).is_some_and(|row| row.contains(test)), "{test} is not in row {number} of the table");
+    }
+}
