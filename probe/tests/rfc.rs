@@ -321,38 +321,52 @@ fn rows(case: &Case) -> Vec<String> {
     rows
 }
 
+/// What libfixbuf's listener printed to its end: every flow of the capture, and every kind of options record.
+fn check_fixbuf(case: &Case, lines: impl Iterator<Item = String>) {
+    let (options, mut flows): (Vec<String>, Vec<String>) = lines.partition(|line| line.starts_with("options"));
+    assert_eq!(flows.pop().as_deref(), Some("end"), "{:?}", flows.last());
+    flows.sort();
+    assert_eq!(flows, rows(case));
+    let options: BTreeSet<&str> = options.iter().map(String::as_str).collect();
+    assert_eq!(options, BTreeSet::from(["options 258", "options 259", "options 260"]));
+}
+
 #[test]
-fn e01_libfixbuf_reads_every_record_over_tcp_and_tls() {
+fn e01_libfixbuf_reads_every_record_over_tcp() {
+    let case = Case::new();
+    let Some(program) = fixbuf_listener(case.directory.path()) else { return };
+    let (_, port) = udp(); // A port that nobody had a moment ago.
+    let mut fixbuf = peer(&program, &["tcp", &port.to_string()]).expect("just built").spawn().expect("started");
+    let mut lines = BufReader::new(fixbuf.stdout.take().expect("piped")).lines().map_while(Result::ok);
+    assert_eq!(lines.next().as_deref(), Some("listening"));
+    case.export(&format!("tcp://127.0.0.1:{port}"), &[]);
+    check_fixbuf(&case, lines);
+    assert!(fixbuf.wait().expect("waited for").success());
+}
+
+#[test]
+fn e40_openssl_and_libfixbuf_read_every_record_over_tls() {
     let case = Case::new();
     let directory = case.directory.path();
     let Some(program) = fixbuf_listener(directory) else { return };
     let ca = make(directory, "ca", "CA", &[], None);
     let server = make(directory, "server", "localhost", &["localhost"], Some(&ca));
     let client = make(directory, "client", "tokyo", &["tokyo"], Some(&ca));
-    let (ca_file, cert, key) = (text(&ca.cert), text(&client.cert), text(&client.key_file));
-    let own = ["--tls-ca", &ca_file, "--tls-cert", &cert, "--tls-priv-key", &key];
-    let expected = rows(&case);
-    for (scheme, options) in [("tcp", &[][..]), ("tls", &own)] {
-        let (_, port) = udp(); // A port that nobody had a moment ago.
-        let pair = [text(&server.cert), text(&server.key_file)];
-        let arguments = [scheme, &port.to_string(), &ca_file, &pair[0], &pair[1]];
-        let arguments = if scheme == "tls" { &arguments[..] } else { &arguments[..2] };
-        let mut fixbuf = peer(&program, arguments).expect("just built").spawn().expect("started");
-        let mut lines = BufReader::new(fixbuf.stdout.take().expect("piped")).lines().map_while(Result::ok);
-        assert_eq!(lines.next().as_deref(), Some("listening"), "{scheme}");
-        case.export(&format!("{scheme}://localhost:{port}"), options);
-        let (options, mut flows): (Vec<String>, Vec<String>) = lines.partition(|line| line.starts_with("options"));
-        assert!(fixbuf.wait().expect("waited for").success(), "{scheme}: {:?}", flows.last());
-        assert_eq!(flows.pop().as_deref(), Some("end"), "{scheme}");
-        flows.sort();
-        assert_eq!(flows, expected, "{scheme}");
-        let kinds: BTreeSet<&str> = options.iter().map(String::as_str).collect();
-        assert_eq!(
-            kinds,
-            BTreeSet::from(["options 258", "options 259", "options 260"]),
-            "{scheme}: books and statistics"
-        );
-    }
+    let [ca, cert, key] = [&ca.cert, &server.cert, &server.key_file].map(|file| text(file));
+    let (_, port) = udp(); // A port that nobody had a moment ago.
+    let port = port.to_string();
+    let arguments = ["s_server", "-quiet", "-naccept", "1", "-accept", &port, "-cert", &cert, "-key", &key];
+    let verify = ["-CAfile", &ca, "-Verify", "1", "-verify_return_error"];
+    let Some(mut openssl) = peer("openssl", &[&arguments[..], &verify].concat()) else { return };
+    let mut openssl = openssl.stdin(Stdio::piped()).spawn().expect("started");
+    let mut fixbuf = peer(&program, &["stdin"]).expect("just built");
+    let fixbuf = fixbuf.stdin(openssl.stdout.take().expect("piped")).spawn().expect("started");
+    let own = ["--tls-cert", &text(&client.cert), "--tls-priv-key", &text(&client.key_file)];
+    // s_server does not say when it listens.
+    case.export(&format!("tls://localhost:{port}"), &[&["--reconnect", "100ms", "--tls-ca", &ca], &own[..]].concat());
+    let output = fixbuf.wait_with_output().expect("waited for");
+    check_fixbuf(&case, String::from_utf8(output.stdout).expect("text").lines().map(str::to_owned));
+    assert!(openssl.wait().expect("waited for").success());
 }
 
 /// An Ethernet frame of IPv4 from one port to 4739, which is where programs look for IPFIX.

@@ -1,7 +1,8 @@
 /*
- * A collector of libfixbuf's, for one session: fixbuf_listener tcp|tls PORT [CA CERT KEY]
+ * A collector of libfixbuf's, for one session: fixbuf_listener tcp PORT, or fixbuf_listener stdin
  *
- * Prints "listening", then one line for each flow, as "source destination protocol packets reversePackets", one for each
+ * Debian builds libfixbuf without TLS: what came over TLS it gets from OpenSSL's s_server, through its standard input.
+ * Over TCP it prints "listening" first. Then it prints one line for each flow, as "source destination protocol packets reversePackets", one for each
  * options record ("options ID"), and at the end of the session "end", or what libfixbuf complains of.
  */
 #include <arpa/inet.h>
@@ -44,8 +45,8 @@ static void print_flow(const flow_t *flow)
            (unsigned long long)flow->reverse_packets);
 }
 
-/* Reads records until the session ends; whether it ended in order. */
-static gboolean read_session(fBuf_t *buffer, uint16_t internal, GError **error)
+/* Reads records until the session ends; the error says how. */
+static void read_session(fBuf_t *buffer, uint16_t internal, GError **error)
 {
     for (;;) {
         uint16_t id = 0;
@@ -53,11 +54,11 @@ static gboolean read_session(fBuf_t *buffer, uint16_t internal, GError **error)
         size_t length = sizeof flow;
         fbTemplate_t *external = fBufNextCollectionTemplate(buffer, &id, error);
         if (external == NULL || !fBufSetInternalTemplate(buffer, internal, error)) {
-            return FALSE;
+            return;
         }
         memset(&flow, 0, sizeof flow);
         if (!fBufNext(buffer, (uint8_t *)&flow, &length, error)) {
-            return FALSE;
+            return;
         }
         if (fbTemplateGetOptionsScope(external) > 0) {
             printf("options %u\n", id);
@@ -73,33 +74,38 @@ static int fail(const char *what, const GError *error)
     return 1;
 }
 
-int main(int count, char **arguments)
+/* Listens at a port of loopback for the one connection; its records, or NULL. */
+static fBuf_t *listen_at(char *port, fbSession_t *session, GError **error)
 {
-    GError *error = NULL;
     fbConnSpec_t where = FB_CONNSPEC_INIT;
-    fbInfoModel_t *model = fbInfoModelAlloc();
-    fbSession_t *session = fbSessionAlloc(model);
-    fbTemplate_t *template = fbTemplateAlloc(model);
-    if (count < 3 || !fbTemplateAppendSpecArray(template, flow_spec, ~0u, &error)) {
-        return fail("template", error);
-    }
-    uint16_t internal = fbSessionAddTemplate(session, TRUE, FB_TID_AUTO, template, &error);
-    where.host = "127.0.0.1";
-    where.svc = arguments[2];
     where.transport = FB_TCP;
-    if (strcmp(arguments[1], "tls") == 0 && count == 6) {
-        where.transport = FB_TLS_TCP;
-        where.ssl_ca_file = arguments[3];
-        where.ssl_cert_file = arguments[4];
-        where.ssl_key_file = arguments[5];
-    }
-    fbListener_t *listener = fbListenerAlloc(&where, session, NULL, NULL, &error);
-    if (internal == 0 || listener == NULL) {
-        return fail("listener", error);
+    where.host = "127.0.0.1";
+    where.svc = port;
+    fbListener_t *listener = fbListenerAlloc(&where, session, NULL, NULL, error);
+    if (listener == NULL) {
+        return NULL;
     }
     puts("listening");
     fflush(stdout);
-    fBuf_t *buffer = fbListenerWait(listener, &error);
+    return fbListenerWait(listener, error);
+}
+
+int main(int count, char **arguments)
+{
+    GError *error = NULL;
+    fbInfoModel_t *model = fbInfoModelAlloc();
+    fbSession_t *session = fbSessionAlloc(model);
+    fbTemplate_t *template = fbTemplateAlloc(model);
+    if (count < 2 || !fbTemplateAppendSpecArray(template, flow_spec, ~0u, &error)) {
+        return fail("template", error);
+    }
+    uint16_t internal = fbSessionAddTemplate(session, TRUE, FB_TID_AUTO, template, &error);
+    if (internal == 0) {
+        return fail("template", error);
+    }
+    gboolean listens = strcmp(arguments[1], "tcp") == 0 && count == 3;
+    fBuf_t *buffer = listens ? listen_at(arguments[2], session, &error)
+                             : fBufAllocForCollection(session, fbCollectorAllocFP(NULL, stdin));
     if (buffer == NULL) {
         return fail("session", error);
     }
