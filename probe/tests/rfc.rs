@@ -628,7 +628,7 @@ fn e45_the_direction_stays_across_active_timeouts() {
     let (there, back) = (((1, 2), (40_000, 443)), ((2, 1), (443, 40_000)));
     // For five minutes a packet each second, now of the one side, now of the other; whoever comes first after a timeout.
     let packet = |second: u64| {
-        let ((hosts, ports), flags) = if second % 7 == 0 { (there, 0x18) } else { (back, 0x10) };
+        let ((hosts, ports), flags) = if second.is_multiple_of(7) { (there, 0x18) } else { (back, 0x10) };
         let bytes = traffic::ethernet(&[], 0x0800, &traffic::ipv4(hosts, 6, 1, 0, &traffic::tcp(ports, flags, 10)));
         Packet { time_ns: (1_700_000_000 + second) * 1_000_000_000, wire_len: bytes.len() as u32, bytes }
     };
