@@ -21,6 +21,9 @@ const ADDRESSES: [(u16, u16); 2] = [(8, 4), (12, 4)];
 const TURNED: [(u16, u16); 2] = [(12, 4), (8, 4)];
 const RECORD: &[u8] = &[192, 0, 2, 1, 192, 0, 2, 2];
 
+/// Sets of a Message: ID and content.
+type Sets<'a> = &'a [(u16, &'a [u8])];
+
 /// A collector on one port for each scheme, and its directory.
 fn start(schemes: &[&str]) -> (TempDir, Collector) {
     let dir = tempfile::tempdir().expect("a temporary directory");
@@ -144,7 +147,7 @@ fn c25_redefinitions_without_a_withdrawal_are_logged() {
 fn c26_over_udp_withdrawals_are_ignored_and_templates_replaced() {
     let (_dir, collector) = start(&["udp"]);
     let socket = collector.udp();
-    let sets: [(u32, &[(u16, &[u8])]); 5] = [
+    let sets: [(u32, Sets<'_>); 5] = [
         (0, &[(2, &template(256, &ADDRESSES))]),
         (0, &[(2, &[1, 0, 0, 0])]),
         (0, &[(256, RECORD)]),
@@ -218,7 +221,7 @@ fn c34_nothing_moves_from_one_transport_to_another() {
 
 /// Messages that are not to be read, and how the log names them.
 fn malformed() -> Vec<(Vec<u8>, &'static str)> {
-    let with = |at: usize, octet: u8, sets: &[(u16, &[u8])]| {
+    let with = |at: usize, octet: u8, sets: Sets<'_>| {
         let mut bytes = message(1, 0, sets);
         bytes[at] = octet;
         bytes
