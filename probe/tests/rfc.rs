@@ -13,7 +13,7 @@ mod writer;
 
 use clap::Parser;
 use judge::Judge;
-use listener::{Listener, Live, Manner, datagrams, flows_of, run, run_well, skipped, udp, wait_for};
+use listener::{Listener, Live, Manner, datagrams, datagrams_during, flows_of, run, run_well, skipped, udp, wait_for};
 use nagare_probe::options::{CommandLine, Destination, Plan};
 use nagare_service::tls::{ServerTls, server_config};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -154,9 +154,9 @@ fn e01_what_is_exported_over_every_transport_is_sound() {
 /// The capture over UDP.
 fn over_udp(case: &Case, more: &[&str]) -> Judge {
     let (socket, port) = udp();
-    case.export(&format!("udp://127.0.0.1:{port}"), more);
+    let sent = datagrams_during(&socket, || case.export(&format!("udp://127.0.0.1:{port}"), more));
     let mut judge = Judge::new(judge::Manner::Datagram);
-    datagrams(&socket).iter().for_each(|message| judge.message(message));
+    sent.iter().for_each(|message| judge.message(message));
     judge
 }
 
@@ -395,8 +395,8 @@ fn e01_tshark_reads_tcp_and_udp_without_a_word() {
     let case = Case::new();
     let (socket, port) = udp();
     let url = format!("udp://127.0.0.1:{port}");
-    case.export(&url, &["--template", "full", "--template-interval", "5ms"]);
-    let sent = datagrams(&socket);
+    let more = ["--template", "full", "--template-interval", "5ms"];
+    let sent = datagrams_during(&socket, || case.export(&url, &more));
     let listener = Listener::start(Manner::default());
     case.export(&format!("tcp://127.0.0.1:{}", listener.port), &["--template", "full"]);
     for (transport, frames) in [("udp", udp_capture(&sent)), ("tcp", tcp_capture(&listener.sessions()[0]))] {

@@ -124,7 +124,7 @@ fn serve(stream: TcpStream, manner: &Manner, sessions: &Mutex<Vec<Vec<u8>>>, res
     }
 }
 
-/// A socket for datagrams, with room for all of a test's.
+/// A socket for datagrams, with as much room as the system gives.
 pub fn udp() -> (UdpSocket, u16) {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     SockRef::from(&socket).set_recv_buffer_size(8 << 20).expect("an option");
@@ -137,6 +137,28 @@ pub fn udp() -> (UdpSocket, u16) {
 pub fn datagrams(socket: &UdpSocket) -> Vec<Vec<u8>> {
     let mut datagram = vec![0; 65_536];
     std::iter::from_fn(|| socket.recv(&mut datagram).ok().map(|length| datagram[..length].to_vec())).collect()
+}
+
+/// The datagrams that come while `work` is done, and what is under way then: no socket has room for all of them.
+pub fn datagrams_during(socket: &UdpSocket, work: impl FnOnce()) -> Vec<Vec<u8>> {
+    let (done, begun) = (AtomicBool::new(false), Instant::now());
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut all = Vec::new();
+            while begun.elapsed() < PATIENCE {
+                let over = done.load(Ordering::Acquire);
+                let more = datagrams(socket);
+                if over && more.is_empty() {
+                    break;
+                }
+                all.extend(more);
+            }
+            all
+        });
+        work();
+        done.store(true, Ordering::Release);
+        reader.join().expect("no panic")
+    })
 }
 
 fn command(arguments: &[&str]) -> Command {
