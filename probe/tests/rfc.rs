@@ -14,7 +14,7 @@ mod writer;
 use clap::Parser;
 use judge::Judge;
 use listener::{Listener, Live, Manner, datagrams, datagrams_during, flows_of, run, run_well, skipped, udp, wait_for};
-use nagare_probe::options::{CommandLine, Destination, Plan};
+use nagare_probe::options::{CommandLine, Plan};
 use nagare_service::tls::{ServerTls, server_config};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::ServerConfig;
@@ -248,10 +248,8 @@ fn e27_the_exporter_connects_to_the_registrys_port_unless_told() {
     for (url, port) in
         [("tcp://127.0.0.1", 4739), ("udp://127.0.0.1", 4739), ("tls://localhost", 4740), ("tls://localhost:99", 99)]
     {
-        let Destination::Collector(endpoint) = plan(&format!("--collector {url}")).destination else {
-            panic!("a collector was named");
-        };
-        assert_eq!(endpoint.port, port, "{url}");
+        let destination = format!("{:?}", plan(&format!("--collector {url}")).destination);
+        assert!(destination.contains(&format!("port: {port} ")), "{url}: {destination}");
     }
 }
 
