@@ -1,257 +1,16 @@
 //! The collector as it is run: the program, real sockets, and what it stored read back by its own queries.
 #![forbid(unsafe_code)]
 
+mod program;
+
 use nagare_service::tls::{self, ClientTls};
-use nagare_wire::flow::{CSV_HEADER, Counters, FlowKey, FlowRecord};
+use nagare_wire::flow::FlowRecord;
 use nagare_wire::ipfix::export::MessageBuilder;
-use nagare_wire::ipfix::mapping::{Book, ExporterStatistics, Process};
-use rustls::{ClientConnection, StreamOwned};
-use serde_json::Value;
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use program::*;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::process::Command;
 use std::time::{Duration, Instant};
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_nagare-collector");
-/// What takes longer than this has failed; the machine may be busy.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A running collector; killed when it is dropped.
-struct Collector {
-    child: Child,
-    dir: PathBuf,
-    log: Arc<Mutex<String>>,
-    addresses: BTreeMap<String, SocketAddr>,
-}
-
-/// What a stopped one left.
-struct Remains {
-    dir: PathBuf,
-    log: String,
-    table: String,
-    books: Value,
-}
-
-impl Collector {
-    /// Starts on a free port for each scheme, with a PKI in `dir`, and waits until it listens.
-    fn start(dir: &Path, schemes: &[&str], more: &[&str]) -> Collector {
-        let mut command = Command::new(PROGRAM);
-        for scheme in schemes {
-            command.args(["--collector-port", &format!("{scheme}://127.0.0.1:0")]);
-        }
-        command.arg("--data").arg(dir.join("data")).arg("--stats-json").arg(dir.join("stats.json")).args(more);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("started");
-        let log = Arc::new(Mutex::new(String::new()));
-        let lines = BufReader::new(child.stderr.take().expect("piped")).lines();
-        let into = log.clone();
-        std::thread::spawn(move || {
-            lines.map_while(Result::ok).for_each(|line| *into.lock().expect("no panic") += &(line + "\n"));
-        });
-        let mut collector = Collector { child, dir: dir.to_owned(), log, addresses: BTreeMap::new() };
-        for scheme in schemes {
-            let line = collector.logged(&format!("listening {scheme} "));
-            let address = line.rsplit(' ').next().and_then(|text| text.parse().ok()).expect("an address");
-            collector.addresses.insert((*scheme).to_owned(), address);
-        }
-        collector
-    }
-
-    /// The first line of the log that holds `part`, waited for.
-    fn logged(&self, part: &str) -> String {
-        let begun = Instant::now();
-        loop {
-            let log = self.log.lock().expect("no panic").clone();
-            if let Some(line) = log.lines().find(|line| line.contains(part)) {
-                return line.to_owned();
-            }
-            assert!(begun.elapsed() < PATIENCE, "{part:?} in:\n{log}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn tcp(&self, scheme: &str) -> TcpStream {
-        let stream = TcpStream::connect(self.addresses[scheme]).expect("connected");
-        stream.set_read_timeout(Some(PATIENCE)).expect("set");
-        stream
-    }
-
-    fn udp(&self) -> UdpSocket {
-        let socket = UdpSocket::bind("127.0.0.1:0").expect("bound");
-        socket.connect(self.addresses["udp"]).expect("connected");
-        socket
-    }
-
-    /// Asks it to stop, and returns what it left: balanced books.
-    fn stop(mut self) -> Remains {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill is there").success());
-        let mut table = String::new();
-        self.child.stdout.take().expect("piped").read_to_string(&mut table).expect("read");
-        let status = self.child.wait().expect("waited for");
-        let log = self.log.lock().expect("no panic").clone();
-        assert!(status.success(), "{status}:\n{log}");
-        let books = std::fs::read(self.dir.join("stats.json")).expect("written at the end");
-        let books: Value = serde_json::from_slice(&books).expect("JSON");
-        assert_eq!(books["balanced"], Value::Bool(true), "{table}\n{log}");
-        assert!(!table.contains("NOT BALANCED"), "{table}");
-        Remains { dir: self.dir.clone(), log, table, books }
-    }
-}
-
-impl Drop for Collector {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-impl Remains {
-    /// A total (empty `term`) or a term of an equation.
-    fn book(&self, equation: &str, term: &str) -> u64 {
-        let equations = self.books["equations"].as_array().expect("a list");
-        let found = equations.iter().find(|one| one["name"] == equation).expect("the equation");
-        let value = if term.is_empty() { &found["total"]["value"] } else { &found["terms"][term] };
-        value.as_u64().unwrap_or_else(|| panic!("{equation} {term} in {}", self.table))
-    }
-
-    fn figure(&self, name: &str) -> u64 {
-        self.books["figures"][name].as_u64().expect("a figure")
-    }
-}
-
-/// Runs the program to its end; its standard output.
-fn output(arguments: &[&str]) -> String {
-    let output = Command::new(PROGRAM).args(arguments).output().expect("run");
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("text")
-}
-
-fn sql(dir: &Path, query: &str) -> Vec<String> {
-    let data = dir.join("data");
-    let text = output(&["sql", "--data", data.to_str().expect("text"), "--format", "csv", query]);
-    text.lines().skip(1).map(str::to_owned).collect()
-}
-
-/// The flows of the store as the CSV contract has them, with the sites.
-fn stored(dir: &Path) -> Vec<String> {
-    let data = dir.join("data");
-    let text = output(&["flows", "--data", data.to_str().expect("text"), "--format", "csv"]);
-    let mut lines = text.lines();
-    let head = lines.next().expect("a header");
-    assert_eq!(head, format!("{CSV_HEADER},site,exporter,domain"));
-    lines.map(str::to_owned).collect()
-}
-
-const START_MS: u64 = 1_795_000_000_000;
-
-fn flow(index: u64) -> FlowRecord {
-    let v6 = index.is_multiple_of(3);
-    let address = |host: u64| -> IpAddr {
-        let text = if v6 { format!("2001:db8::{host:x}") } else { format!("10.0.{}.{}", host / 250, host % 250) };
-        text.parse().expect("an address")
-    };
-    FlowRecord {
-        key: FlowKey {
-            source: address(index % 1000 + 1),
-            destination: address(index % 7 + 2000),
-            source_port: (index % 60_000) as u16 + 1024,
-            destination_port: 443,
-            protocol: 6,
-            vlan: (index % 5) as u16,
-            ..FlowKey::default()
-        },
-        start_us: 1000 * (START_MS + index),
-        end_us: 1000 * (START_MS + 2 * index),
-        forward: Counters { packets: index + 1, octets: 1500 * index + 40, tcp_flags: 0x1b },
-        reverse: Counters { packets: index, octets: 40 * index, tcp_flags: 0x12 },
-        tos: 8,
-        end_reason: (index % 5) as u8 + 1,
-        ..FlowRecord::default()
-    }
-}
-
-fn row(flow: &FlowRecord, site: &str, domain: u32) -> String {
-    let mut text = String::new();
-    flow.write_csv(&mut text);
-    format!("{},{site},127.0.0.1,{domain}", text.trim_end())
-}
-
-/// Messages of at most 1400 octets with the flows of a range, Templates first, then a book and statistics.
-fn messages(flows: std::ops::Range<u64>, domain: u32) -> Vec<Vec<u8>> {
-    let (mut messages, mut sequence) = (Vec::new(), 0);
-    let mut builder = MessageBuilder::new(1400);
-    builder.push_templates().expect("room");
-    let mut finish = |builder: &mut MessageBuilder| {
-        let records = builder.records();
-        messages.push(builder.finish((START_MS / 1000) as u32, sequence, domain));
-        sequence += records;
-    };
-    for index in flows.clone() {
-        if builder.push_flow(&flow(index)).is_err() {
-            finish(&mut builder);
-            builder.push_flow(&flow(index)).expect("room");
-        }
-    }
-    finish(&mut builder);
-    let book = |name: &str, value| Book { process: Process::Metering, process_id: 1, name: name.into(), value };
-    builder.push_book(&book("wire", 1000)).expect("room");
-    builder.push_book(&book("metered", 1000)).expect("room");
-    let statistics =
-        ExporterStatistics { process_id: 9, records: flows.end - flows.start, ..ExporterStatistics::default() };
-    builder.push_statistics(&statistics).expect("room");
-    finish(&mut builder);
-    messages
-}
-
-/// A PKI made by the program itself, and the options that use it.
-fn pki(dir: &Path, sites: &[&str]) -> (PathBuf, Vec<String>) {
-    let pki = dir.join("pki");
-    let path = pki.to_str().expect("text");
-    let told = output(&["pki", "init", "--dir", path, "--name", "collector.example", "--san", "localhost"]);
-    assert!(told.contains("--tls-client-ca") && told.contains("pki issue --dir"), "{told}");
-    for site in sites {
-        let told = output(&["pki", "issue", "--dir", path, "--site", site]);
-        assert!(told.contains("nagare-probe -i eth0 --collector tls://collector.example:4740 --tls-ca"), "{told}");
-    }
-    let file = |name: &str| format!("{path}/{name}");
-    let options = [
-        "--tls-cert".into(),
-        file("collector.pem"),
-        "--tls-priv-key".into(),
-        file("collector-key.pem"),
-        "--tls-client-ca".into(),
-        file("ca.pem"),
-    ];
-    (pki, options.into())
-}
-
-fn texts(options: &[String]) -> Vec<&str> {
-    options.iter().map(String::as_str).collect()
-}
-
-/// The client side of a TLS session for a site of the PKI, handshake done as far as the client is concerned.
-fn secure(
-    socket: TcpStream,
-    pki: &Path,
-    identity: Option<(PathBuf, PathBuf)>,
-) -> StreamOwned<ClientConnection, TcpStream> {
-    let probe = ClientTls { ca: Some(pki.join("ca.pem")), identity, insecure: false };
-    let config = tls::client_config(&probe).expect("configured");
-    let name = tls::server_name("collector.example").expect("a name");
-    let mut stream = StreamOwned::new(ClientConnection::new(config, name).expect("a connection"), socket);
-    while stream.conn.is_handshaking() {
-        stream.conn.complete_io(&mut stream.sock).expect("a handshake");
-    }
-    stream
-}
-
-fn pair(pki: &Path, site: &str) -> Option<(PathBuf, PathBuf)> {
-    let sites = pki.join("sites");
-    Some((sites.join(format!("{site}.pem")), sites.join(format!("{site}-key.pem"))))
-}
 
 #[test]
 fn every_transport_reaches_the_store() {
@@ -490,7 +249,7 @@ fn probes_without_the_right_certificate_are_refused() {
     let path = other.to_str().expect("text");
     output(&["pki", "init", "--dir", path, "--name", "other.example"]);
     output(&["pki", "issue", "--dir", path, "--site", "tokyo"]);
-    let wild = wild_pair(&pki);
+    let wild = common_name_pair(&pki, "wild", "../../etc");
     let collector = Collector::start(dir.path(), &["tls"], &texts(&options));
     let cases = [
         (None, "demands a client certificate", "presented no client certificate, and --tls-client-ca demands one"),
@@ -518,23 +277,6 @@ fn probes_without_the_right_certificate_are_refused() {
     let remains = collector.stop();
     assert_eq!((remains.book("connections", "refuse.tls"), remains.book("connections", "refuse.site")), (4, 1));
     assert_eq!((remains.book("records", ""), remains.book("connections", "")), (0, 5));
-}
-
-/// A client pair of the PKI's CA whose name is no directory's.
-fn wild_pair(pki: &Path) -> (PathBuf, PathBuf) {
-    use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair};
-    let read = |name: &str| std::fs::read_to_string(pki.join(name)).expect("read");
-    let ca_key = KeyPair::from_pem(&read("ca-key.pem")).expect("a key");
-    let issuer = Issuer::from_ca_cert_pem(&read("ca.pem"), ca_key).expect("a CA");
-    let mut params = CertificateParams::new(Vec::<String>::new()).expect("no names");
-    params.distinguished_name.push(DnType::CommonName, "../../etc");
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    let key = KeyPair::generate().expect("a key");
-    let certificate = params.signed_by(&key, &issuer).expect("signed");
-    let files = (pki.join("wild.pem"), pki.join("wild-key.pem"));
-    std::fs::write(&files.0, certificate.pem()).expect("written");
-    std::fs::write(&files.1, key.serialize_pem()).expect("written");
-    files
 }
 
 /// A store that cannot write fills up, the collector stops reading, TCP holds the exporter back; nothing is lost when it can again.

@@ -40,8 +40,7 @@ fn read(file: &Path) -> Result<FlowTemplate, String> {
             fields.push(found);
         }
     }
-    FlowTemplate::new(&fields)
-        .ok_or_else(|| format!("{name} names no field for flows of IPv4, or none for those of IPv6"))
+    FlowTemplate::new(&fields).map_err(|error| format!("{name} names {error}"))
 }
 
 /// The field of a name, or the name that is nearest to it.
@@ -86,6 +85,7 @@ mod tests {
         let error = chosen("sourceIPv4Address\npacketDeltaCuont\n").unwrap_err();
         assert!(error.contains("line 2") && error.contains("did you mean packetDeltaCount?"), "{error}");
         assert!(chosen("# nothing\n").unwrap_err().contains("names no field"));
+        assert!(chosen("reversePacketDeltaCount\n").unwrap_err().contains("no address or port"));
         assert!(choose("no/such/file").unwrap_err().contains("no/such/file"));
         assert!(choose("full").unwrap().measures() && !choose("basic").unwrap().measures());
         assert!(catalogue().lines().count() > CATALOGUE.len());

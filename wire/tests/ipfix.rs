@@ -1,5 +1,8 @@
 //! The codec against itself, against truncation and damage, and against the rules of RFC 7011 for Templates.
 
+mod bytes;
+
+use bytes::{message, template};
 use nagare_wire::flow::{Counters, DirectionMeasured, FlowKey, FlowRecord, Measured, Origin, Tunnel, TunnelKind};
 use nagare_wire::ipfix::export::MessageBuilder;
 use nagare_wire::ipfix::field::FlowTemplate;
@@ -154,35 +157,6 @@ proptest! {
         }
         let _ = TransportSession::new(Transport::Stream).receive(&bytes, |header, record| { map(header, &record); });
     }
-}
-
-/// A Message of the given domain and sequence with Sets of (ID, content).
-fn message(domain: u32, sequence: u32, sets: &[(u16, &[u8])]) -> Vec<u8> {
-    let mut out = vec![0, 10, 0, 0];
-    for word in [1_700_000_000, sequence, domain] {
-        out.extend_from_slice(&word.to_be_bytes());
-    }
-    for (id, content) in sets {
-        out.extend_from_slice(&id.to_be_bytes());
-        out.extend_from_slice(&(content.len() as u16 + 4).to_be_bytes());
-        out.extend_from_slice(content);
-    }
-    let length = (out.len() as u16).to_be_bytes();
-    out[2..4].copy_from_slice(&length);
-    out
-}
-
-/// A Template Record; an element above 32767 is one of enterprise 4242.
-fn template(id: u16, fields: &[(u16, u16)]) -> Vec<u8> {
-    let mut out = [id.to_be_bytes(), (fields.len() as u16).to_be_bytes()].concat();
-    for (element, length) in fields {
-        out.extend_from_slice(&element.to_be_bytes());
-        out.extend_from_slice(&length.to_be_bytes());
-        if *element > 32767 {
-            out.extend_from_slice(&4242u32.to_be_bytes());
-        }
-    }
-    out
 }
 
 const ADDRESSES: [(u16, u16); 2] = [(8, 4), (12, 4)];

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::spool::segment_files;
 use nagare_service::books::write_whole;
 use nagare_wire::delivery::ProbeId;
 use serde::{Deserialize, Serialize};
@@ -81,11 +82,17 @@ impl Identity {
                 (probe, epoch, Some(Gap { ms: now_ms.saturating_sub(alive_ms), killed: !ended }))
             }
         };
-        // A clock that was set back must not give an epoch twice.
-        let epoch = now_ms.max(last + 1);
+        // A clock that was set back must not give an epoch twice, nor a disk that was too full to note the last one.
+        let epoch = now_ms.max(last.max(last_epoch(dir)?) + 1);
+        let known = last > 0;
         let kept = Some(Kept { path, written: Instant::now(), failing: false, _lock: lock });
         let mut identity = Identity { probe, epoch, gap, kept };
-        identity.write(now_ms, false)?;
+        match identity.write(now_ms, false) {
+            Err(error) if known && error.kind() == io::ErrorKind::StorageFull => {
+                log::warn!("the spool: {error}; a gap before the next start may be told too long");
+            }
+            written => written?,
+        }
         Ok(identity)
     }
 
@@ -118,6 +125,15 @@ impl Identity {
         let state = State { probe: self.probe, epoch: self.epoch, alive_ms, ended };
         write_whole(&kept.path, &serde_json::to_vec(&state).map_err(io::Error::other)?)
     }
+}
+
+/// The last epoch of which a queue has segments.
+fn last_epoch(dir: &Path) -> io::Result<u64> {
+    let mut last = 0;
+    for queue in fs::read_dir(dir).map_err(|error| at(dir, error))?.flatten().filter(|entry| entry.path().is_dir()) {
+        last = segment_files(&queue.path())?.last().map_or(last, |(epoch, ..)| last.max(*epoch));
+    }
+    Ok(last)
 }
 
 /// Owns a spool directory until the file is dropped.

@@ -181,6 +181,40 @@ pub struct FlowTemplate {
     pub(super) is_basic: bool,
 }
 
+/// Why fields make no Template.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TemplateError {
+    /// Flows of IPv4, or those of IPv6, would have no field.
+    Empty,
+    /// Fields of the reverse direction, and no key that tells one direction from the other (RFC 5103, 4).
+    ReverseWithoutDirection,
+}
+
+impl std::fmt::Display for TemplateError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            TemplateError::Empty => "no field for flows of IPv4, or none for those of IPv6",
+            TemplateError::ReverseWithoutDirection => {
+                "fields of the reverse direction, and for flows of IPv4, or for those of IPv6, no address or port by which \
+                 to tell it"
+            }
+        })
+    }
+}
+
+impl std::error::Error for TemplateError {}
+
+fn is_reverse(field: &Field) -> bool {
+    field.specifier.enterprise == REVERSE_PEN
+}
+
+/// Whether the field is a key with a direction: a source's or a destination's address or port.
+fn is_directional(field: &Field) -> bool {
+    let has = |end: &str, what: &str| field.name.starts_with(end) && field.name.ends_with(what);
+    field.specifier.enterprise == 0
+        && ["source", "destination"].iter().any(|end| has(end, "Address") || has(end, "Port"))
+}
+
 impl std::fmt::Debug for FlowTemplate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "FlowTemplate of {} fields", self.ipv4.len())
@@ -198,10 +232,22 @@ impl FlowTemplate {
         FlowTemplate::of(CATALOGUE.iter())
     }
 
-    /// These fields, in this order; `None` where flows of either family would have none.
-    pub fn new(fields: &[&'static Field]) -> Option<FlowTemplate> {
+    /// These fields, in this order.
+    ///
+    /// # Errors
+    /// What they lack to describe the flows of both families.
+    pub fn new(fields: &[&'static Field]) -> Result<FlowTemplate, TemplateError> {
         let template = FlowTemplate::of(fields.iter().copied());
-        (!template.ipv4.is_empty() && !template.ipv6.is_empty()).then_some(template)
+        let families = [&template.ipv4, &template.ipv6];
+        if families.iter().any(|fields| fields.is_empty()) {
+            return Err(TemplateError::Empty);
+        }
+        let has = |fields: &[&Field], is: fn(&Field) -> bool| fields.iter().any(|field| is(field));
+        let lacks_direction = |fields: &&Vec<&'static Field>| has(fields, is_reverse) && !has(fields, is_directional);
+        if families.iter().any(lacks_direction) {
+            return Err(TemplateError::ReverseWithoutDirection);
+        }
+        Ok(template)
     }
 
     fn of(fields: impl Iterator<Item = &'static Field> + Clone) -> FlowTemplate {
