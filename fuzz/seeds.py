@@ -159,7 +159,14 @@ STEPS = b"".join(bytes([20 + n % 200, n % 7, n * 5 % 256, n * 37 % 256]) for n i
 STEPS += bytes([3, 0, 0, 200, 16, 4, 0, 0]) + STEPS + bytes([17, 255, 0, 0]) + STEPS
 STEPS = {f"{choice}": bytes([choice]) + STEPS for choice in (0, 2, 1 | 9 << 2, 3 | 3 << 2)}
 
-TARGETS = {"packet": PACKETS, "cache": STEPS, "ipfix": MESSAGES, "ipfix_roundtrip": {"empty": b""}, "capture_file": CAPTURES}
+# Of the target `delivery`: a session of a probe, and acknowledgements.
+MESSAGE = struct.pack(">HHIII", 10, 16, 1, 0, 1)
+SESSION = b"\1\0\0\0" + bytes(range(16))
+SESSION += b"".join(struct.pack(">B3xQQ", 2, 7, number) + MESSAGE for number in range(3))
+SESSION += struct.pack(">B3xQQ", 3, 7, 2) + struct.pack(">B3xQQ", 4, 0, 0)
+FRAMES_OF = {"session": SESSION, "acknowledgements": struct.pack(">B3xQQQ", 5, 7, 1, 2) * 3}
+
+TARGETS = {"delivery": FRAMES_OF, "packet": PACKETS, "cache": STEPS, "ipfix": MESSAGES, "ipfix_roundtrip": {"empty": b""}, "capture_file": CAPTURES}
 
 
 def main():
