@@ -173,8 +173,12 @@ impl Gate {
     }
 
     fn warn(&mut self, now: Instant, what: &str) {
+        self.tell(now, format_args!("refused: {what}"));
+    }
+
+    fn tell(&mut self, now: Instant, what: fmt::Arguments<'_>) {
         if self.open(now) {
-            log::warn!("refused: {what}");
+            log::warn!("{what}");
         }
     }
 }
@@ -324,7 +328,8 @@ impl Listener {
         state.counts.waiting = Rows::of(&self.waiting.rows);
         state.counts.waiting.add(Rows::of(&self.rows));
         if self.stalled && !was {
-            log::warn!("the store's queue is full: sessions wait until it has room");
+            let full = format_args!("the store's queue is full: sessions wait until it has room");
+            self.gate.tell(Instant::now(), full);
         }
     }
 

@@ -162,7 +162,7 @@ pub struct ExportCounters {
     pub spool_write_errors: Counter,
     /// Octets cut off the spool as torn.
     pub spool_torn_octets: Counter,
-    /// Age of the oldest Message in memory that is not acknowledged, milliseconds.
+    /// Age of the oldest Message that is not acknowledged, milliseconds; of one in the spool, that of its segment.
     pub lag_ms: Counter,
 }
 

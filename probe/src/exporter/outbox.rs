@@ -423,10 +423,12 @@ impl Outbox {
         })
     }
 
-    /// Export Time of the oldest Message in memory, seconds since 1970.
+    /// When the oldest Message that waits was made, seconds since 1970; of one in the spool, its segment's beginning.
     pub fn oldest_s(&self) -> Option<u32> {
-        let oldest = self.memory.iter().find(|held| !held.acknowledged)?.message.as_ref()?;
-        MessageHeader::read(&oldest.bytes).ok().map(|header| header.export_time)
+        let oldest = self.memory.iter().find(|held| !held.acknowledged && !held.spooled);
+        let held = oldest.and_then(|held| MessageHeader::read(&held.message.as_ref()?.bytes).ok());
+        let spooled = self.spool.as_ref().and_then(Spool::oldest_s);
+        held.map(|header| header.export_time).into_iter().chain(spooled).min()
     }
 
     /// Makes the spool safe from a power cut, now and then.

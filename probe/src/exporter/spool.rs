@@ -99,6 +99,8 @@ struct Segment {
     settled: u64,
     /// Of an earlier process.
     recovered: bool,
+    /// When its first Message was made, or the run that it is of began; seconds since 1970.
+    begun_s: u32,
     /// Loaded where something of it was or is to be sent.
     index: Option<Vec<Entry>>,
     /// No entry before this one waits.
@@ -168,6 +170,7 @@ impl Spool {
             settled_flows: Tally::default(),
             settled: 0,
             recovered: true,
+            begun_s: (epoch / 1000) as u32,
             index: None,
             cursor: 0,
             templates: None,
@@ -215,7 +218,8 @@ impl Spool {
             !last.recovered && last.first + last.messages == number && last.octets < SEGMENT_OCTETS
         });
         if self.open.is_none() || !follows {
-            self.begin_segment(number)?;
+            let begun_s = MessageHeader::read(&message.bytes).map_or(0, |header| header.export_time);
+            self.begin_segment(number, begun_s)?;
         }
         let (Some(segment), Some((file, sequence))) = (self.segments.back_mut(), &mut self.open) else {
             return Err(io::Error::other("no segment is open"));
@@ -253,7 +257,7 @@ impl Spool {
         Ok(())
     }
 
-    fn begin_segment(&mut self, first: u64) -> io::Result<()> {
+    fn begin_segment(&mut self, first: u64, begun_s: u32) -> io::Result<()> {
         self.close_segment();
         let path = self.options.dir.join(file_name(self.epoch, first));
         let mut head = self.templates.bytes.clone();
@@ -276,6 +280,7 @@ impl Spool {
             settled_flows: Tally::default(),
             settled: 0,
             recovered: false,
+            begun_s,
             index: Some(Vec::new()),
             cursor: 0,
             templates: Some(self.templates.clone()),
@@ -540,6 +545,11 @@ impl Spool {
     /// Octets of all segments.
     pub fn octets(&self) -> u64 {
         self.segments.iter().map(|segment| segment.octets).sum()
+    }
+
+    /// When the oldest Message that waits was made at the earliest, seconds since 1970.
+    pub fn oldest_s(&self) -> Option<u32> {
+        self.segments.iter().find(|segment| segment.settled < segment.messages).map(|segment| segment.begun_s)
     }
 
     /// Where it lies.
