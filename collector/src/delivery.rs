@@ -8,7 +8,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Acknowledgements that a session may have to wait for; of a probe that numbers wildly, and thus makes more, the session ends.
-pub const PENDING_MAX: usize = 65_536;
+pub const PENDING_MAX: usize = 4_096;
+
+/// Streams of consecutive numbers that a probe sends in turn: what is metered now, and what waited.
+const STREAMS: usize = 2;
 
 /// What the listener's sessions share: the numbers of all Messages received, durable or on their way to the store.
 #[derive(Debug, Default)]
@@ -24,12 +27,12 @@ impl Received {
         Received { marks, fresh: Vec::new() }
     }
 
-    /// Notes numbers. What follows on the mark before is added to it.
+    /// Notes numbers. What follows on one of the marks before is added to it.
     fn insert(&mut self, mark: Mark) {
         self.marks.insert(&mark);
-        match self.fresh.last_mut() {
-            Some(last) if follows(last, &mark) => last.last = mark.last,
-            _ => self.fresh.push(mark),
+        match self.fresh.iter_mut().rev().take(STREAMS).find(|before| follows(before, &mark)) {
+            Some(before) => before.last = mark.last,
+            None => self.fresh.push(mark),
         }
     }
 
@@ -73,11 +76,11 @@ impl Delivery {
     /// one that came again: it may be on its way only. False where too many wait.
     pub fn take(&mut self, received: &mut Received, epoch: u64, number: u64, batch: u64) -> bool {
         received.insert(self.mark(epoch, number, number));
-        match self.pending.back_mut() {
-            Some((at, ack)) if *at == batch && ack.epoch == epoch && ack.last.checked_add(1) == Some(number) => {
-                ack.last = number;
-            }
-            _ => self.pending.push_back((batch, Ack { epoch, first: number, last: number })),
+        let follows =
+            |(at, ack): &&mut (u64, Ack)| *at == batch && ack.epoch == epoch && ack.last.checked_add(1) == Some(number);
+        match self.pending.iter_mut().rev().take(STREAMS).find(follows) {
+            Some((_, ack)) => ack.last = number,
+            None => self.pending.push_back((batch, Ack { epoch, first: number, last: number })),
         }
         self.pending.len() <= PENDING_MAX
     }
@@ -122,6 +125,12 @@ mod tests {
         assert!(delivery.is_waiting() && !again.is_waiting());
         let marks: Vec<_> = received.take_fresh().iter().map(|mark| (mark.first, mark.last)).collect();
         assert_eq!(marks, [(1, 4), (2, 2)]);
+        // Two streams in turn make two acknowledgements.
+        (10..20).for_each(|number| {
+            assert!(again.take(&mut received, 9, number, 5) && again.take(&mut received, 9, number + 90, 5));
+        });
+        assert_eq!(again.due(5).map(|ack| (ack.first, ack.last)).collect::<Vec<_>>(), [(10, 19), (100, 109)]);
+        assert_eq!(received.take_fresh().len(), 2);
         assert!(!Delivery::new("osaka".into(), [1; 16]).is_duplicate(&received, 9, 2), "another site's");
     }
 }

@@ -105,7 +105,9 @@ impl Outbox {
     }
 
     /// Takes a Message. Where memory is full the oldest one gives way.
-    pub fn push(&mut self, message: Message) {
+    pub fn push(&mut self, mut message: Message) {
+        // One that was not full must not hold the memory of a full one.
+        message.bytes.shrink_to_fit();
         let number = self.next;
         let first = self.first();
         let spooled = self.spool.as_mut().is_some_and(|spool| {
