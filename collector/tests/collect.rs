@@ -238,7 +238,7 @@ fn secure(
     pki: &Path,
     identity: Option<(PathBuf, PathBuf)>,
 ) -> StreamOwned<ClientConnection, TcpStream> {
-    let probe = ClientTls { ca: Some(pki.join("ca.pem")), identity, insecure: false };
+    let probe = ClientTls { ca: Some(pki.join("ca.pem")), identity, ..ClientTls::default() };
     let config = tls::client_config(&probe).expect("configured");
     let name = tls::server_name("collector.example").expect("a name");
     let mut stream = StreamOwned::new(ClientConnection::new(config, name).expect("a connection"), socket);
@@ -497,7 +497,7 @@ fn probes_without_the_right_certificate_are_refused() {
         (pair(&other, "tokyo"), "no CA that it trusts signed it", "is not signed by any CA in "),
         (Some((pki.join("collector.pem"), pki.join("collector-key.pem"))), "not meant for this", "lacks clientAuth"),
     ];
-    let probe = ClientTls { ca: Some(pki.join("ca.pem")), identity: None, insecure: false };
+    let probe = ClientTls { ca: Some(pki.join("ca.pem")), ..ClientTls::default() };
     for (identity, told_here, told_there) in cases {
         let side = ClientTls { identity: identity.clone(), ..probe.clone() }.side();
         let mut stream = secure(collector.tcp("tls"), &pki, identity);
@@ -600,7 +600,8 @@ fn what_is_under_way_at_the_end_is_taken() {
 fn half_open_connections_and_udp_sessions_are_bounded() {
     use nagare_collector::listener::{HANDSHAKES_MAX, UDP_SESSIONS_MAX};
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let (pki, options) = pki(dir.path(), &["tokyo"]);
+    let (pki, mut options) = pki(dir.path(), &["tokyo"]);
+    options.extend(["--sessions-per-address".to_owned(), "1000".to_owned()]);
     let collector = Collector::start(dir.path(), &["tls", "udp"], &texts(&options));
     let mut silent: Vec<TcpStream> = (0..HANDSHAKES_MAX + 3).map(|_| collector.tcp("tls")).collect();
     collector.logged("too many handshakes at once");

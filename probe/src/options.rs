@@ -444,7 +444,7 @@ impl Options {
             (None, None) => None,
             _ => return Err(PlanError("--tls-cert and --tls-priv-key belong together: give both".into())),
         };
-        Ok(ClientTls { ca: self.tls_ca.clone(), identity, insecure: self.tls_insecure })
+        Ok(ClientTls { ca: self.tls_ca.clone(), identity, insecure: self.tls_insecure, ..ClientTls::default() })
     }
 }
 

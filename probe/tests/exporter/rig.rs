@@ -78,7 +78,7 @@ impl Rig {
     pub fn start(setup: Setup) -> Rig {
         let endpoint: Endpoint = setup.url.parse().expect("a URL");
         let scheme = endpoint.scheme;
-        let tls = ClientTls { ca: setup.ca, identity: None, insecure: false };
+        let tls = ClientTls { ca: setup.ca, ..ClientTls::default() };
         let options = SessionOptions { endpoint, tls, reconnect: setup.reconnect };
         let session = Session::new(options, Instant::now()).expect("usable options");
         let (ring, meter) = (Arc::new(RecordRing::new(RING)), Arc::new(MeterCounters::default()));
