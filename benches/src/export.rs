@@ -82,7 +82,7 @@ pub fn measure(records: u64, scratch: &Path) -> Result<Vec<Row>, Box<dyn Error>>
     let server = server_config(&ServerTls {
         cert: pki.file("collector.pem"),
         key: pki.file("collector-key.pem"),
-        client_ca: None,
+        ..ServerTls::default()
     })?;
     let mut rows = vec![
         plain_loop("TCP", None, records, None)?,
@@ -98,7 +98,7 @@ pub fn measure(records: u64, scratch: &Path) -> Result<Vec<Row>, Box<dyn Error>>
 
 fn client_tls(pki: &Pki) -> ClientTls {
     let identity = (pki.file(&format!("sites/{SITE}.pem")), pki.file(&format!("sites/{SITE}-key.pem")));
-    ClientTls { ca: Some(pki.file("ca.pem")), identity: Some(identity), insecure: false }
+    ClientTls { ca: Some(pki.file("ca.pem")), identity: Some(identity), ..ClientTls::default() }
 }
 
 /// A client by aws-lc-rs, where it was built in.
@@ -173,6 +173,7 @@ fn delivery(pki: &Pki, records: u64, server: &ServerConfig, scratch: Option<&Pat
         exports,
         balanced: false,
         memory: Vec::new(),
+        certificates: None,
     });
     let (poll, handles) = handles()?;
     let output = Output::Collectors(collectors);

@@ -167,8 +167,14 @@ pub struct Counts {
     pub handshaking: u64,
     /// Stream sessions open.
     pub open: u64,
-    /// Stream sessions ended, for whatever reason.
+    /// Stream sessions ended, for whatever reason but these two.
     pub ended: u64,
+    /// Stream sessions ended because a Message that was begun did not become whole in time.
+    pub ended_message_timeout: u64,
+    /// Stream sessions ended because their certificate was revoked meanwhile.
+    pub ended_revoked: u64,
+    /// TLS sessions that went on where an earlier one had ended, without a full handshake.
+    pub tls_resumed: u64,
     /// Connections refused by TLS, or given up by the peer before it was done.
     pub refused_tls: u64,
     /// Connections that did not finish their handshake in time.
@@ -177,6 +183,10 @@ pub struct Counts {
     pub refused_half_open: u64,
     /// Connections refused because too many sessions are open.
     pub refused_sessions_max: u64,
+    /// Connections refused because their address has too many open.
+    pub refused_address_max: u64,
+    /// Connections refused because their address makes too many.
+    pub refused_rate: u64,
     /// Connections whose certificate's name cannot name a site, and those of addresses that cannot become one any more.
     pub refused_site: u64,
     /// Datagrams of addresses that cannot become a site any more.
@@ -279,10 +289,14 @@ impl Counts {
             ("open", self.open),
             ("handshaking", self.handshaking),
             ("ended", self.ended),
+            ("end.message_timeout", self.ended_message_timeout),
+            ("end.revoked", self.ended_revoked),
             ("refuse.tls", self.refused_tls),
             ("refuse.handshake_timeout", self.refused_slow),
             ("refuse.half_open_max", self.refused_half_open),
             ("refuse.sessions_max", self.refused_sessions_max),
+            ("refuse.address_max", self.refused_address_max),
+            ("refuse.rate", self.refused_rate),
             ("refuse.site", self.refused_site),
         ];
         equation("connections", ("accepted", self.accepted), &terms)
@@ -331,6 +345,7 @@ impl Counts {
             ("sets_without_template", self.sets_without_template),
             ("template_refusals", self.template_refusals),
             ("datagrams_dropped_by_kernel", self.datagrams_dropped_by_kernel),
+            ("tls_resumed", self.tls_resumed),
             ("sessions_udp", self.udp_sessions),
             ("sessions_udp_evicted", self.udp_evicted),
             ("store_rows_queued", store.queued),

@@ -17,5 +17,6 @@ pub mod report;
 pub mod session;
 pub mod sites;
 pub mod store;
+pub mod strangers;
 pub mod stream;
 pub mod time;

@@ -12,14 +12,15 @@ use crate::kernel::datagrams_dropped;
 use crate::session::{Beginning, Session};
 use crate::sites::Sites;
 use crate::store::{Batch, Row, Store};
+use crate::strangers::{Addresses, Excess};
 use crate::stream::{Connection, Context, IDLE_LIMIT, Now, Turn};
 use mio::net::{TcpListener, UdpSocket};
 use mio::{Events, Interest, Poll, Registry, Token, Waker};
 use nagare_service::endpoint::{Endpoint, Scheme};
-use nagare_service::run::{self, Stop};
-use nagare_service::tls::Side;
+use nagare_service::run::{self, Hangup, Stop};
+use nagare_service::tls::{Server, Side};
 use nagare_wire::ipfix::{MESSAGE_MAX, frame};
-use rustls::{ServerConfig, ServerConnection};
+use rustls::ServerConnection;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
@@ -62,11 +63,15 @@ pub struct ListenOptions {
     /// Where to listen.
     pub endpoints: Vec<Endpoint>,
     /// For `tls://` endpoints.
-    pub tls: Option<Arc<ServerConfig>>,
+    pub tls: Option<Arc<Server>>,
+    /// The wish to read certificates again.
+    pub hangup: Hangup,
     /// How refusals are told.
     pub side: Side,
     /// Whose traffic it is.
     pub sites: Sites,
+    /// Connections of one address at once.
+    pub sessions_per_address: usize,
     /// How long to go on taking what is under way at the end.
     pub drain_timeout: Duration,
 }
@@ -100,9 +105,11 @@ pub struct Listener {
     poll: Poll,
     bound: Vec<Bound>,
     addresses: Vec<(Scheme, SocketAddr)>,
-    tls: Option<Arc<ServerConfig>>,
+    tls: Option<Arc<Server>>,
+    hangup: Hangup,
     side: Side,
     sites: Sites,
+    strangers: Addresses,
     drain_timeout: Duration,
     shared: Shared,
     connections: HashMap<usize, Connection>,
@@ -194,7 +201,7 @@ impl Listener {
     /// # Errors
     /// An endpoint cannot be resolved or bound, or is `tls://` without a certificate.
     pub fn bind(options: ListenOptions, shared: Shared) -> Result<Listener, ListenError> {
-        let ListenOptions { endpoints, tls, side, sites, drain_timeout } = options;
+        let ListenOptions { endpoints, tls, hangup, side, sites, sessions_per_address, drain_timeout } = options;
         let poll = Poll::new().map_err(|error| ListenError(format!("cannot poll: {error}")))?;
         let (mut bound, mut addresses) = (Vec::new(), Vec::new());
         for endpoint in &endpoints {
@@ -213,8 +220,10 @@ impl Listener {
             bound,
             addresses,
             tls,
+            hangup,
             side,
             sites,
+            strangers: Addresses::new(sessions_per_address),
             drain_timeout,
             shared,
             connections: HashMap::new(),
@@ -360,6 +369,7 @@ impl Listener {
         if turn == Turn::Gone {
             // The kernel forgets a closed socket by itself; what fails here changes nothing.
             self.poll.registry().deregister(connection.socket()).ok();
+            self.strangers.release(connection.peer().ip());
         } else {
             self.connections.insert(token, connection);
         }
@@ -380,6 +390,7 @@ impl Listener {
             hurry: &mut self.hurry,
             stalled: self.stalled,
             side: &self.side,
+            certificates: self.tls.as_deref(),
             warn: &mut warn,
             scratch: &mut self.scratch,
         })
@@ -416,6 +427,18 @@ impl Listener {
             state.counts.refused_sessions_max += 1;
             return self.gate.warn(now.instant, &format!("{peer}: {SESSIONS_MAX} sessions are open"));
         }
+        if let Err(excess) = self.strangers.admit(peer.ip(), now.instant) {
+            state.counts.accepted += 1;
+            let (counter, told) = match excess {
+                Excess::Open => (
+                    &mut state.counts.refused_address_max,
+                    "its address has too many sessions (--sessions-per-address)",
+                ),
+                Excess::Rate => (&mut state.counts.refused_rate, "its address makes too many connections"),
+            };
+            *counter += 1;
+            return self.gate.warn(now.instant, &format!("{peer}: {told}"));
+        }
         let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10));
         // Without keepalive a vanished peer is found by the idle limit, later.
         SockRef::from(&socket).set_tcp_keepalive(&keepalive).ok();
@@ -425,7 +448,10 @@ impl Listener {
         let interest = Interest::READABLE | Interest::WRITABLE;
         let registered = self.poll.registry().register(&mut socket, Token(token), interest);
         let tls = match (scheme, &self.tls) {
-            (Scheme::Tls, Some(config)) => ServerConnection::new(config.clone()).map(Some).map_err(io::Error::other),
+            (Scheme::Tls, Some(tls)) => tls
+                .config()
+                .map_err(io::Error::other)
+                .and_then(|config| ServerConnection::new(config).map(Some).map_err(io::Error::other)),
             _ => Ok(None),
         };
         let tls = match registered.and(tls) {
@@ -433,6 +459,7 @@ impl Listener {
             Err(error) => {
                 state.counts.accepted += 1;
                 state.counts.refused_tls += 1;
+                self.strangers.release(peer.ip());
                 return self.gate.warn(now.instant, &format!("{peer}: {error}"));
             }
         };
@@ -555,13 +582,18 @@ impl Listener {
 
     /// Looks at every deadline.
     fn tick(&mut self) {
+        let now = now();
+        let renewed = self.tls.clone().filter(|tls| tls.tick(now.instant, self.hangup.take()));
+        self.strangers.tick(now.instant);
         let shared = self.shared.clone();
         let mut state = shared.lock();
-        let now = now();
         let tokens: Vec<usize> = self.connections.keys().copied().collect();
         for token in tokens {
             let Some(mut connection) = self.connections.remove(&token) else { continue };
-            let turn = self.with(now, &mut state, |context| connection.tick(context));
+            let turn = self.with(now, &mut state, |context| match &renewed {
+                Some(certificates) => connection.recheck(certificates, context),
+                None => connection.tick(context),
+            });
             self.keep(token, connection, turn);
         }
         let (open, connections) = (&mut self.half_open, &self.connections);

@@ -6,7 +6,7 @@ use crate::report::{Lang, Network};
 use clap::{Args, Parser, Subcommand};
 use nagare_service::endpoint::{Endpoint, Scheme};
 use nagare_service::options::{OptionsError, layered};
-use nagare_service::tls::ServerTls;
+use nagare_service::tls::{Policy, ServerTls, TlsError, Versions};
 use nagare_service::units::Span;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -62,6 +62,18 @@ pub struct ServiceOptions {
     /// Admit only clients whose certificate one of these CAs signed (or that stands here); their name is their site
     #[arg(long, value_name = "FILE")]
     pub tls_client_ca: Option<PathBuf>,
+    /// Refuse what these revocation lists (PEM) name; may be given many times; files that change are read again, as the others are
+    #[arg(long, value_name = "FILE")]
+    pub tls_crl: Vec<PathBuf>,
+    /// TLS versions to speak [default: 1.2,1.3]
+    #[arg(long, value_name = "VERSIONS")]
+    pub tls_versions: Option<Versions>,
+    /// Cipher suites to offer, or help to list them [default: all that are listed]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub tls_ciphers: Vec<String>,
+    /// Connections of one address at once (of IPv6: of a /64) [default: 256]
+    #[arg(long, value_name = "N")]
+    pub sessions_per_address: Option<usize>,
     /// The directory of the store
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
@@ -225,6 +237,24 @@ pub enum PkiCommand {
         #[arg(long, value_name = "NAME")]
         site: String,
     },
+    /// Make a new pair for the collector, or for one site; the old files stay beside as .old
+    Renew {
+        /// The directory of `pki init`
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+        /// The site's name [default: the collector's own pair]
+        #[arg(long, value_name = "NAME")]
+        site: Option<String>,
+    },
+    /// Take back every certificate that one site was given: writes DIR/crl.pem, for --tls-crl
+    Revoke {
+        /// The directory of `pki init`
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+        /// The site's name
+        #[arg(long, value_name = "NAME")]
+        site: String,
+    },
 }
 
 /// Options that contradict each other, or lack something.
@@ -252,19 +282,25 @@ impl ServiceOptions {
     /// The pair to present at `tls://` listeners; `None` where there is no such listener.
     ///
     /// # Errors
-    /// There is one, and no pair.
+    /// There is one, and no pair; or options that go with it contradict each other.
     pub fn server_tls(&self) -> Result<Option<ServerTls>, Incomplete> {
         let Some(endpoint) = self.collector_port.iter().find(|endpoint| endpoint.scheme == Scheme::Tls) else {
             return Ok(None);
         };
-        match (&self.tls_cert, &self.tls_priv_key) {
-            (Some(cert), Some(key)) => {
-                Ok(Some(ServerTls { cert: cert.clone(), key: key.clone(), client_ca: self.tls_client_ca.clone() }))
-            }
-            _ => Err(Incomplete(format!(
+        let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_priv_key) else {
+            return Err(Incomplete(format!(
                 "{endpoint} needs --tls-cert and --tls-priv-key (`nagare-collector pki init` makes a pair)"
-            ))),
+            )));
+        };
+        if self.tls_client_ca.is_none() && !self.tls_crl.is_empty() {
+            let told = "--tls-crl needs --tls-client-ca: without it no client certificate is asked for, and none can be refused";
+            return Err(Incomplete(told.into()));
         }
+        let policy = Policy::new(self.tls_versions.unwrap_or_default(), &self.tls_ciphers);
+        let policy = policy.map_err(|error: TlsError| Incomplete(error.to_string()))?;
+        let (client_ca, crl) = (self.tls_client_ca.clone(), self.tls_crl.clone());
+        let protocols = vec![nagare_wire::delivery::ALPN.to_vec()];
+        Ok(Some(ServerTls { cert: cert.clone(), key: key.clone(), client_ca, crl, policy, protocols }))
     }
 
     /// The directory of the store.

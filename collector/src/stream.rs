@@ -9,10 +9,10 @@ use crate::sites::Sites;
 use crate::store::Row;
 use mio::net::TcpStream;
 use nagare_service::endpoint::Scheme;
-use nagare_service::tls::{Side, explain, explain_io, peer_name};
+use nagare_service::tls::{Server, Side, explain, explain_io, peer_name};
 use nagare_wire::delivery::{ALPN, FromProbe};
 use nagare_wire::ipfix::frame;
-use rustls::{ProtocolVersion, ServerConnection};
+use rustls::{HandshakeKind, ProtocolVersion, ServerConnection};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::time::{Duration, Instant};
@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// A session without a word for this long is over. Probes report their books every few seconds.
 pub const IDLE_LIMIT: Duration = Duration::from_secs(30 * 60);
+/// A Message that was begun is whole after this: 64 KiB over a line of 56 kbit/s take half of it. Who needs longer holds a buffer.
+pub const MESSAGE_LIMIT: Duration = Duration::from_secs(20);
 /// How long a refused peer has to fetch the alert that says why.
 pub const LINGER_LIMIT: Duration = Duration::from_secs(1);
 /// Octets that one connection may bring before the others have their turn.
@@ -30,7 +32,7 @@ const BUFFER_KEPT: usize = 16 * 1024;
 /// Octets of acknowledgements that a probe may leave unread.
 const UNREAD_ACKS_OCTETS: usize = 64 * 1024;
 /// Octets of one read.
-const READ_OCTETS: usize = 64 * 1024;
+pub const READ_OCTETS: usize = 64 * 1024;
 
 /// The time of a round: by the calendar, and steadily.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +63,8 @@ pub struct Context<'a> {
     pub stalled: bool,
     /// How refusals are told.
     pub side: &'a Side,
+    /// Who may still come, of TLS.
+    pub certificates: Option<&'a Server>,
     /// Tells a refusal, unless there were too many.
     pub warn: &'a mut dyn FnMut(&str),
     /// A buffer that connections share.
@@ -90,6 +94,10 @@ enum End {
     Site(String),
     /// A session's end, for its last line.
     Session(String),
+    /// The certificate was revoked; likewise.
+    Revoked(String),
+    /// A Message was begun and not finished.
+    SlowMessage,
 }
 
 enum Phase {
@@ -116,6 +124,8 @@ pub struct Connection {
     buffer: Vec<u8>,
     /// When the phase is over unless something happens.
     deadline: Instant,
+    /// Since when a Message is being received.
+    begun: Option<Instant>,
     peer_done: bool,
     /// Octets of acknowledgements that the socket has not taken yet.
     unread_acks: usize,
@@ -141,6 +151,7 @@ impl Connection {
             phase: Phase::Handshake,
             buffer,
             deadline,
+            begun: None,
             peer_done: false,
             unread_acks: 0,
         };
@@ -151,6 +162,11 @@ impl Connection {
             }
         }
         connection
+    }
+
+    /// Whose it is.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
     }
 
     /// The socket, to be registered.
@@ -189,6 +205,7 @@ impl Connection {
         loop {
             if context.stalled && matches!(self.phase, Phase::Open(..)) {
                 self.deadline = context.now.instant + IDLE_LIMIT;
+                self.begun = self.begun.map(|_| context.now.instant); // It waits for us now.
                 return Turn::More;
             }
             match self.step(context) {
@@ -276,7 +293,13 @@ impl Connection {
             Some(ProtocolVersion::TLSv1_2) => "TLS 1.2",
             _ => "TLS 1.3",
         };
-        let certificate = tls.peer_certificates().and_then(|chain| chain.first());
+        let resumed = tls.handshake_kind() == Some(HandshakeKind::Resumed);
+        let chain = tls.peer_certificates();
+        // The handshake may have begun before the revocation was read.
+        if let Some(why) = chain.and_then(|chain| context.certificates?.revoked(chain, &self.peer.to_string())) {
+            return Err(End::Tls(why));
+        }
+        let certificate = chain.and_then(|chain| chain.first());
         let (site, detail) = match certificate.map(peer_name) {
             None => (context.sites.of_address(self.peer.ip()), format!(", {version}, no client certificate")),
             Some(None) => return Err(End::Site("its client certificate carries neither a dNSName nor a CN".into())),
@@ -286,6 +309,7 @@ impl Connection {
             }
         };
         let site = site.map_err(|error| End::Site(error.to_string()))?;
+        context.counts.tls_resumed += u64::from(resumed);
         let (layer, detail) = match tls.alpn_protocol() {
             Some(protocol) if protocol == ALPN => (Layer::Delivery(None), format!("{detail}, with acknowledgements")),
             _ => (Layer::Plain, detail),
@@ -339,6 +363,9 @@ impl Connection {
         self.buffer.drain(..at);
         if self.buffer.is_empty() {
             self.buffer.shrink_to(BUFFER_KEPT);
+            self.begun = None;
+        } else if at > 0 || self.begun.is_none() {
+            self.begun = Some(context.now.instant);
         }
         match self.peer_done {
             true => Err(self.ended("the exporter closed the session")),
@@ -374,15 +401,27 @@ impl Connection {
         matches!(&self.phase, Phase::Open(_, Layer::Delivery(Some(delivery))) if delivery.is_waiting())
     }
 
+    /// A tick after certificates were read again: ends a session whose own was revoked.
+    pub fn recheck(&mut self, certificates: &Server, context: &mut Context<'_>) -> Turn {
+        let open = matches!(self.phase, Phase::Open(..));
+        let chain = self.tls.as_ref().filter(|_| open).and_then(|tls| tls.peer_certificates());
+        match chain.and_then(|chain| certificates.revoked(chain, &self.peer.to_string())) {
+            Some(why) => self.end(End::Revoked(why), context),
+            None => self.tick(context),
+        }
+    }
+
     /// Ends what its time has run out for; leaves a row for a session that goes on. `Gone` as after a turn.
     pub fn tick(&mut self, context: &mut Context<'_>) -> Turn {
         let late = context.now.instant >= self.deadline;
+        let slow = self.begun.is_some_and(|begun| context.now.instant.duration_since(begun) >= MESSAGE_LIMIT);
         match &mut self.phase {
             Phase::Lingering if late => Turn::Gone,
             Phase::Handshake if late => self.end(End::Slow, context),
             Phase::Open(..) if late => {
                 self.end(End::Session(format!("nothing was received for {} s", IDLE_LIMIT.as_secs())), context)
             }
+            Phase::Open(..) if slow && !context.stalled => self.end(End::SlowMessage, context),
             Phase::Open(session, _) => {
                 session.tick(context.now.wall_ms, context.rows, context.counts);
                 Turn::Blocked
@@ -421,18 +460,26 @@ impl Connection {
         match std::mem::replace(&mut self.phase, Phase::Lingering) {
             Phase::Open(session, _) => {
                 counts.open -= 1;
-                counts.ended += 1;
-                let reason = match end {
-                    End::Session(reason) | End::Tls(reason) | End::Site(reason) => reason,
-                    End::Slow | End::HalfOpenMax => "given up".into(),
+                let (counter, reason) = match end {
+                    End::Session(reason) | End::Tls(reason) | End::Site(reason) => (&mut counts.ended, reason),
+                    End::Slow | End::HalfOpenMax => (&mut counts.ended, "given up".into()),
+                    End::Revoked(reason) => (&mut counts.ended_revoked, reason),
+                    End::SlowMessage => {
+                        let octets = self.buffer.len();
+                        let reason = format!(
+                            "a Message was begun and not whole after {MESSAGE_LIMIT:?} ({octets} octets of it discarded)"
+                        );
+                        (&mut counts.ended_message_timeout, reason)
+                    }
                 };
+                *counter += 1;
                 session.end(&reason, context.now.wall_ms, context.rows, counts);
             }
             Phase::Handshake => {
                 counts.handshaking -= 1;
                 let (counter, told) = match end {
-                    End::Tls(told) | End::Session(told) => (&mut counts.refused_tls, told),
-                    End::Slow => {
+                    End::Tls(told) | End::Session(told) | End::Revoked(told) => (&mut counts.refused_tls, told),
+                    End::Slow | End::SlowMessage => {
                         (&mut counts.refused_slow, format!("{}: no handshake within {HANDSHAKE_LIMIT:?}", self.peer))
                     }
                     End::HalfOpenMax => {

@@ -256,7 +256,7 @@ fn probes_without_the_right_certificate_are_refused() {
         (pair(&other, "tokyo"), "no CA that it trusts signed it", "is not signed by any CA in "),
         (Some((pki.join("collector.pem"), pki.join("collector-key.pem"))), "not meant for this", "lacks clientAuth"),
     ];
-    let probe = ClientTls { ca: Some(pki.join("ca.pem")), identity: None, insecure: false };
+    let probe = ClientTls { ca: Some(pki.join("ca.pem")), ..ClientTls::default() };
     for (identity, told_here, told_there) in cases {
         let side = ClientTls { identity: identity.clone(), ..probe.clone() }.side();
         let mut stream = secure(collector.tcp("tls"), &pki, identity);

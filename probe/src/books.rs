@@ -12,6 +12,7 @@
 
 use crate::counters::{ExportCounters, MeterCounters, Tally};
 use nagare_service::books::{Books, Equation};
+use nagare_service::tls::Client;
 use nagare_wire::ipfix::mapping::{Book, Process};
 use nagare_wire::packet::Ignore;
 use std::collections::BTreeMap;
@@ -49,6 +50,8 @@ pub struct ProbeBooks {
     pub balanced: bool,
     /// Memory reserved, by name, bytes.
     pub memory: Vec<(String, u64)>,
+    /// The probe's certificates, whose days are counted.
+    pub certificates: Option<Arc<Client>>,
 }
 
 /// The moment at which books are read.
@@ -251,6 +254,7 @@ impl ProbeBooks {
         figures.extend(
             self.memory.iter().map(|(name, bytes)| (format!("memory_bytes.{}", name.replace(' ', "_")), *bytes)),
         );
+        figures.extend(self.certificates.iter().flat_map(|certificates| certificates.figures()));
         for (name, read) in &self.captures {
             let of = |figure: String| if self.captures.len() == 1 { figure } else { format!("{figure}.{name}") };
             figures.extend(read().figures.into_iter().map(|(figure, value)| (of(figure), value)));

@@ -14,6 +14,10 @@ fn main() -> ExitCode {
         print!("{}", nagare_probe::template::catalogue());
         return ExitCode::SUCCESS;
     }
+    if command_line.options.tls_ciphers.iter().any(|name| name == "help") {
+        print!("{}", nagare_service::tls::ciphers());
+        return ExitCode::SUCCESS;
+    }
     if let Some(Command::Spool(command)) = command_line.command {
         return match nagare_probe::spools::run(command) {
             Ok(true) => ExitCode::SUCCESS,

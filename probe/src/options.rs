@@ -8,7 +8,7 @@ use crate::exporter::output::Format;
 use crate::select::{Rate, Selection};
 use nagare_service::endpoint::{Endpoint, Scheme};
 use nagare_service::options::{OptionsError, layered};
-use nagare_service::tls::ClientTls;
+use nagare_service::tls::{ClientTls, Policy, Versions};
 use nagare_service::units::{Size, Span};
 use nagare_wire::ipfix::export::{Sampling, SamplingOf, limit_min};
 use nagare_wire::ipfix::field::FlowTemplate;
@@ -148,6 +148,15 @@ pub struct Options {
     /// Private key (PEM) of the client certificate
     #[arg(long, value_name = "FILE", help_heading = "TLS")]
     pub tls_priv_key: Option<PathBuf>,
+    /// Refuse a collector whose certificate these revocation lists (PEM) name; may be given many times
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    pub tls_crl: Vec<PathBuf>,
+    /// TLS versions to speak [default: 1.2,1.3]
+    #[arg(long, value_name = "VERSIONS", help_heading = "TLS")]
+    pub tls_versions: Option<Versions>,
+    /// Cipher suites to offer, or help to list them [default: all that are listed]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "TLS")]
+    pub tls_ciphers: Vec<String>,
     /// Do not verify the collector's certificate (warns at every connect)
     #[arg(long, help_heading = "TLS")]
     pub tls_insecure: bool,
@@ -609,7 +618,10 @@ impl Options {
             (None, None) => None,
             _ => return Err(PlanError("--tls-cert and --tls-priv-key belong together: give both".into())),
         };
-        Ok(ClientTls { ca: self.tls_ca.clone(), identity, insecure: self.tls_insecure })
+        let policy = Policy::new(self.tls_versions.unwrap_or_default(), &self.tls_ciphers);
+        let policy = policy.map_err(|error| PlanError(error.to_string()))?;
+        let (ca, crl) = (self.tls_ca.clone(), self.tls_crl.clone());
+        Ok(ClientTls { ca, identity, insecure: self.tls_insecure, crl, policy })
     }
 }
 

@@ -15,8 +15,9 @@ use crate::exporter::{Collectors, Exporter, Output, ProcessOptions, Spread, hand
 use crate::options::{Destination, ExportChoice, Input, Plan};
 use crate::worker::{RecordRing, Worker, WorkerParts};
 use nagare_service::books::{Books, Publisher};
-use nagare_service::endpoint::Endpoint;
-use nagare_service::run::{Stop, ready, stopping, watchdog_tick};
+use nagare_service::endpoint::{Endpoint, Scheme};
+use nagare_service::run::{Stop, hangup_on_signal, ready, stopping, watchdog_tick};
+use nagare_service::tls::Client;
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
@@ -74,6 +75,7 @@ pub fn replay(plan: &Plan, stop: &Stop) -> Result<Outcome, Box<dyn Error>> {
         exports,
         balanced: false,
         memory: Vec::new(),
+        certificates: collectors.certificates.clone(),
     });
     let output = Output::Collectors(collectors);
     let exporter = Exporter::new(output, Vec::new(), books.clone(), false, stop.clone(), (poll, &handles));
@@ -175,6 +177,11 @@ impl Probe<'_> {
     ) -> Result<Outcome, Box<dyn Error>> {
         let plan = self.plan;
         let (output, exports) = open_output(plan)?;
+        let certificates = match &output {
+            Output::Collectors(collectors) => collectors.certificates.clone(),
+            Output::File(..) | Output::Dump(_) => None,
+        };
+        let hangup = hangup_on_signal()?;
         let (poll, handles) = handles()?;
         let rings: Vec<_> = sources.iter().map(|_| Arc::new(RecordRing::new(RING_RECORDS))).collect();
         let memory = self.memory();
@@ -187,6 +194,7 @@ impl Probe<'_> {
             exports,
             balanced: plan.export == ExportChoice::Balance && queues(plan).len() > 1,
             memory,
+            certificates: certificates.clone(),
         });
         let publisher = publish(plan, &books, &rings, &handles.gone)?;
         let exporter = Exporter::new(output, rings.clone(), books.clone(), is_file, stop.clone(), (poll, &handles));
@@ -210,7 +218,12 @@ impl Probe<'_> {
             workers.push(spawn_worker(index, plan, source, parts)?);
         }
         ready(&format!("metering {}", books.label()));
-        look_after(&workers, &exporter, stop, is_file);
+        look_after(&workers, &exporter, stop, is_file, || {
+            let asked = hangup.take();
+            if let Some(certificates) = &certificates {
+                certificates.tick(Instant::now(), asked);
+            }
+        });
         stopping();
         detach();
         let mut failures = Vec::new();
@@ -293,22 +306,24 @@ pub fn open_collectors(plan: &Plan) -> Result<(Collectors, Exports), Box<dyn Err
         let how = if gap.killed { "was killed" } else { "was stopped" };
         log::info!("the probe {how} {:.1} s ago: nothing was metered since", gap.ms as f64 / 1000.0);
     }
+    let any_tls = queues(plan).iter().flat_map(|(_, endpoints)| endpoints).any(|to| to.scheme == Scheme::Tls);
+    let certificates = any_tls.then(|| Client::new(plan.tls.clone()).map(Arc::new)).transpose()?;
     let (mut lanes, mut exports) = (Vec::new(), Vec::new());
     for (index, (name, endpoints)) in queues(plan).into_iter().enumerate() {
         let counters = Arc::<ExportCounters>::default();
-        lanes.push(open_lane(plan, index, &name, &endpoints, &identity, counters.clone())?);
+        lanes.push(open_lane(plan, index, (&name, &endpoints), &identity, &certificates, counters.clone())?);
         exports.push((name, counters));
     }
     let spread = if plan.export == ExportChoice::Balance { Spread::Balance } else { Spread::All };
-    Ok((Collectors { lanes, spread, identity }, exports))
+    Ok((Collectors { lanes, spread, identity, certificates }, exports))
 }
 
 fn open_lane(
     plan: &Plan,
     index: usize,
-    name: &str,
-    endpoints: &[Endpoint],
+    (name, endpoints): (&str, &[Endpoint]),
     identity: &Identity,
+    certificates: &Option<Arc<Client>>,
     counters: Arc<ExportCounters>,
 ) -> Result<Lane, Box<dyn Error>> {
     let now = Instant::now();
@@ -323,7 +338,8 @@ fn open_lane(
     if let Some(waiting) = spool.as_ref().map(|spool| spool.waiting()[1].flows).filter(|flows| *flows > 0) {
         log::info!("{waiting} flow records of earlier runs wait in the spool for {name}");
     }
-    let sessions = endpoints.iter().map(|endpoint| Session::new(session_options(plan, endpoint, identity), now));
+    let sessions =
+        endpoints.iter().map(|endpoint| Session::new(session_options(plan, endpoint, identity, certificates), now));
     let gap = identity.gap.map(|gap| (if gap.killed { "gap.killed_ms" } else { "gap.stopped_ms" }, gap.ms));
     let options = LaneOptions {
         books_interval: plan.books_interval,
@@ -352,10 +368,15 @@ fn directory(name: &str) -> String {
     name.chars().map(plain).collect()
 }
 
-fn session_options(plan: &Plan, endpoint: &Endpoint, identity: &Identity) -> SessionOptions {
+fn session_options(
+    plan: &Plan,
+    endpoint: &Endpoint,
+    identity: &Identity,
+    certificates: &Option<Arc<Client>>,
+) -> SessionOptions {
     SessionOptions {
         endpoint: endpoint.clone(),
-        tls: plan.tls.clone(),
+        tls: certificates.clone(),
         reconnect: plan.reconnect,
         dead_peer: plan.dead_peer,
         bind: plan.bind,
@@ -423,9 +444,11 @@ fn look_after(
     exporter: &JoinHandle<Option<String>>,
     stop: &Stop,
     is_file: bool,
+    tick: impl Fn(),
 ) {
     loop {
         watchdog_tick();
+        tick();
         let ended = workers.iter().filter(|worker| worker.is_finished()).count();
         if is_file && ended == workers.len() {
             return;

@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 
 const EXAMPLE: &str = include_str!("../../deploy/probe.toml");
 /// Keys that are given as examples.
-const NO_DEFAULT: [&str; 12] = [
+const NO_DEFAULT: [&str; 14] = [
+    "tls-crl",
+    "tls-ciphers",
     "dump",
     "export-file",
     "cores",

@@ -116,6 +116,7 @@ fn tls_config(server: &Made, client_ca: Option<&Made>) -> Option<Arc<ServerConfi
         cert: server.cert.clone(),
         key: server.key_file.clone(),
         client_ca: client_ca.map(|ca| ca.cert.clone()),
+        ..ServerTls::default()
     };
     let mut config = (*server_config(&tls).expect("a usable pair")).clone();
     config.alpn_protocols.clear();

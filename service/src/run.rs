@@ -3,10 +3,11 @@
 use env_logger::{Builder, Env};
 use log::Level;
 use sd_notify::NotifyState;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -94,6 +95,27 @@ pub fn stop_on_signals() -> io::Result<Stop> {
     Ok(stop)
 }
 
+/// SIGHUP as a wish to read files again; without this it would end the program.
+#[derive(Clone, Default)]
+pub struct Hangup(Arc<AtomicBool>);
+
+impl Hangup {
+    /// Whether the signal came since the last call.
+    pub fn take(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
+/// A [`Hangup`] that SIGHUP sets.
+///
+/// # Errors
+/// The handler cannot be put in place.
+pub fn hangup_on_signal() -> io::Result<Hangup> {
+    let hangup = Hangup::default();
+    signal_hook::flag::register(SIGHUP, hangup.0.clone())?;
+    Ok(hangup)
+}
+
 /// Tells systemd that the service is up, with a line for `systemctl status`; nothing outside systemd.
 pub fn ready(status: &str) {
     notify(&[NotifyState::Ready, NotifyState::Status(status)]);
@@ -148,7 +170,7 @@ fn is_journal() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::AtomicU32;
 
     #[test]
     fn stop_wakes_waiters_and_wakers() {
@@ -178,5 +200,9 @@ mod tests {
         let stop = stop_on_signals().expect("handlers");
         signal_hook::low_level::raise(SIGTERM).expect("raised");
         assert!(stop.wait_timeout(Duration::from_secs(10)));
+        let hangup = hangup_on_signal().expect("a handler");
+        assert!(!hangup.take());
+        signal_hook::low_level::raise(SIGHUP).expect("raised");
+        assert!(hangup.take() && !hangup.take());
     }
 }

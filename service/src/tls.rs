@@ -4,23 +4,32 @@
 //! byte for byte is trusted as pinned, so that the pair that plain `openssl req -x509` makes (self-signed, and its own CA)
 //! is a usable one. Its dates, its name and its signature over the handshake are checked all the same.
 
+mod crl;
 mod explain;
+mod kit;
+mod policy;
+mod reload;
+mod tickets;
 mod verify;
 
 pub use explain::{Side, explain, explain_io};
-pub use verify::peer_name;
+pub use kit::{ClientKit, ServerKit};
+pub use policy::{Policy, Versions, ciphers};
+pub use reload::{Client, LOOK_INTERVAL, Reloading, Server};
+pub use tickets::{TICKET_LIFE, TICKETS_OCTETS_MAX};
+pub use verify::{host_names, peer_name};
 
-use rustls::client::Resumption;
-use rustls::crypto::{CryptoProvider, ring};
+use crl::Crls;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::server::StoresServerSessions;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::fmt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use verify::{AnyCertificate, ClientVerifier, ServerVerifier, Trust};
+use verify::Trust;
 
 /// Why TLS cannot be set up; names the file and what to do.
 #[derive(Debug)]
@@ -43,6 +52,10 @@ pub struct ClientTls {
     pub identity: Option<(PathBuf, PathBuf)>,
     /// `--tls-insecure`: any certificate will do. The caller warns on every connect.
     pub insecure: bool,
+    /// `--tls-crl`: what was revoked of the collectors' certificates.
+    pub crl: Vec<PathBuf>,
+    /// `--tls-versions` and `--tls-ciphers`.
+    pub policy: Policy,
 }
 
 impl ClientTls {
@@ -53,7 +66,7 @@ impl ClientTls {
 }
 
 /// What a collector presents, and whom it admits.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ServerTls {
     /// `--tls-cert`: the certificate, then its intermediates.
     pub cert: PathBuf,
@@ -61,6 +74,12 @@ pub struct ServerTls {
     pub key: PathBuf,
     /// `--tls-client-ca`: demand client certificates that one of these signed (or that stand here); else admit anyone.
     pub client_ca: Option<PathBuf>,
+    /// `--tls-crl`: what was revoked of the probes' certificates.
+    pub crl: Vec<PathBuf>,
+    /// `--tls-versions` and `--tls-ciphers`.
+    pub policy: Policy,
+    /// Protocols of which one is chosen where a probe offers any (ALPN, RFC 7301).
+    pub protocols: Vec<Vec<u8>>,
 }
 
 impl ServerTls {
@@ -70,18 +89,16 @@ impl ServerTls {
     }
 }
 
-/// A certificate chain and its private key.
-pub struct Identity {
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
+/// A certificate chain and its private key, and when the certificate expires.
+struct Identity {
+    pair: Arc<SingleCertAndKey>,
+    /// Seconds since 1970.
+    expires: i64,
 }
 
 impl Identity {
     /// Reads PEM files. A key that others may read is warned of, and used.
-    ///
-    /// # Errors
-    /// A file cannot be read or holds no certificate or no key.
-    pub fn load(cert: &Path, key: &Path) -> Result<Identity, TlsError> {
+    fn load(cert: &Path, key: &Path, provider: &CryptoProvider) -> Result<Identity, TlsError> {
         let chain = certificates(cert)?;
         let der = PrivateKeyDer::from_pem_file(key).map_err(|error| match error {
             pem::Error::NoItemsFound => TlsError(format!(
@@ -91,89 +108,28 @@ impl Identity {
             other => unreadable(key, &other),
         })?;
         warn_if_open(key);
-        Ok(Identity { chain, key: der })
+        let expires = verify::expires(&chain[0]);
+        let expires = expires.ok_or_else(|| TlsError(format!("the certificate in {} is malformed", cert.display())))?;
+        let pair = CertifiedKey::from_der(chain, der, provider).map_err(|error| unusable(cert, key, &error))?;
+        Ok(Identity { pair: Arc::new(SingleCertAndKey::from(pair)), expires })
     }
 }
 
-/// The client side's configuration: TLS 1.3 and 1.2.
+/// The client side's configuration: TLS 1.3 and 1.2, as the policy says.
 ///
 /// # Errors
 /// A file cannot be read or holds nothing usable, or the key is not the certificate's.
 pub fn client_config(tls: &ClientTls) -> Result<Arc<ClientConfig>, TlsError> {
-    let provider = Arc::new(ring::default_provider());
-    let verifier: Arc<dyn rustls::client::danger::ServerCertVerifier> = match (tls.insecure, &tls.ca) {
-        (true, _) => Arc::new(AnyCertificate(algorithms(&provider))),
-        (false, Some(file)) => Arc::new(ServerVerifier::new(trust_file(file)?, algorithms(&provider))),
-        (false, None) => Arc::new(ServerVerifier::new(trust_system()?, algorithms(&provider))),
-    };
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| TlsError(format!("TLS cannot be set up: {error}")))?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier);
-    let mut config = match &tls.identity {
-        None => builder.with_no_client_auth(),
-        Some((cert, key)) => {
-            let identity = Identity::load(cert, key)?;
-            let refuse = |error| unusable(cert, key, &error);
-            builder.with_client_auth_cert(identity.chain, identity.key).map_err(refuse)?
-        }
-    };
-    // Sessions last for days: a full handshake each time costs nothing and verifies everything anew.
-    config.resumption = Resumption::disabled();
-    Ok(Arc::new(config))
+    Ok(kit::Kit::load(tls).map(|kit: ClientKit| kit.config())?)
 }
 
-/// The server side's configuration: TLS 1.3 and 1.2; client certificates are demanded where `client_ca` is given.
+/// The server side's configuration: TLS 1.3 and 1.2, as the policy says; client certificates are demanded where `client_ca` is
+/// given. Every session begins with a full handshake; [`Server`] resumes some.
 ///
 /// # Errors
 /// A file cannot be read or holds nothing usable, or the key is not the certificate's.
 pub fn server_config(tls: &ServerTls) -> Result<Arc<ServerConfig>, TlsError> {
-    let provider = Arc::new(ring::default_provider());
-    let builder = ServerConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| TlsError(format!("TLS cannot be set up: {error}")))?;
-    let builder = match &tls.client_ca {
-        None => builder.with_no_client_auth(),
-        Some(file) => {
-            let refuse = |error| TlsError(format!("{}: {error}", file.display()));
-            let verifier = ClientVerifier::new(trust_file(file)?, provider).map_err(refuse)?;
-            builder.with_client_cert_verifier(Arc::new(verifier))
-        }
-    };
-    let identity = Identity::load(&tls.cert, &tls.key)?;
-    let refuse = |error| unusable(&tls.cert, &tls.key, &error);
-    let mut config = builder.with_single_cert(identity.chain, identity.key).map_err(refuse)?;
-    config.session_storage = Arc::new(Forgetful);
-    config.send_tls13_tickets = 1;
-    Ok(Arc::new(config))
-}
-
-/// Tickets are sent, and never honoured. In TLS 1.3 a probe takes the handshake for done before its certificate was looked at:
-/// the ticket tells it that it is in. A session resumed by it would outlive the certificate that it was admitted by.
-#[derive(Debug)]
-struct Forgetful;
-
-impl StoresServerSessions for Forgetful {
-    fn put(&self, _: Vec<u8>, _: Vec<u8>) -> bool {
-        true
-    }
-
-    fn get(&self, _: &[u8]) -> Option<Vec<u8>> {
-        None
-    }
-
-    fn take(&self, _: &[u8]) -> Option<Vec<u8>> {
-        None
-    }
-
-    fn can_cache(&self) -> bool {
-        true
-    }
-}
-
-fn algorithms(provider: &CryptoProvider) -> rustls::crypto::WebPkiSupportedAlgorithms {
-    provider.signature_verification_algorithms
+    kit::Kit::load(tls).and_then(|kit: ServerKit| kit.without_resumption())
 }
 
 /// The name that the collector's certificate must carry: a DNS name, or an IP address.
@@ -219,11 +175,13 @@ fn warn_if_open(key: &Path) {
     }
 }
 
-fn trust_file(path: &Path) -> Result<Trust, TlsError> {
-    Trust::new(certificates(path)?).map_err(|error| TlsError(format!("{}: {error}", path.display())))
+fn trust_file(path: &Path, crl: &[PathBuf]) -> Result<Trust, TlsError> {
+    let (certificates, crls) = (certificates(path)?, Crls::load(crl)?);
+    crls.warn_of_strangers(&certificates, path);
+    Trust::new(certificates, crls).map_err(|error| TlsError(format!("{}: {error}", path.display())))
 }
 
-fn trust_system() -> Result<Trust, TlsError> {
+fn trust_system(crl: &[PathBuf]) -> Result<Trust, TlsError> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(found.certs);
@@ -233,5 +191,5 @@ fn trust_system() -> Result<Trust, TlsError> {
             "this system has no CA certificates{why}: install the package ca-certificates, or pass --tls-ca"
         )));
     }
-    Ok(Trust::roots(roots))
+    Ok(Trust::roots(roots, Crls::load(crl)?))
 }

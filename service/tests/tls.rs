@@ -138,11 +138,16 @@ fn talk(connection: &mut ClientConnection, mut socket: TcpStream) -> io::Result<
 }
 
 fn client(ca: &Path, identity: Option<&Made>) -> ClientTls {
-    ClientTls { ca: Some(ca.to_owned()), identity: identity.map(|made| made.pair.clone()), insecure: false }
+    ClientTls { ca: Some(ca.to_owned()), identity: identity.map(|made| made.pair.clone()), ..ClientTls::default() }
 }
 
 fn server(made: &Made, client_ca: Option<&Path>) -> ServerTls {
-    ServerTls { cert: made.pair.0.clone(), key: made.pair.1.clone(), client_ca: client_ca.map(Path::to_owned) }
+    ServerTls {
+        cert: made.pair.0.clone(),
+        key: made.pair.1.clone(),
+        client_ca: client_ca.map(Path::to_owned),
+        ..ServerTls::default()
+    }
 }
 
 /// Asserts a refusal whose telling holds every part.
@@ -413,8 +418,9 @@ fn openssls_own_output_is_a_usable_pair() {
         }
     };
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let collector = ServerTls { cert: cert.clone(), key: key.clone(), client_ca: Some(cert.clone()) };
-    let probe = ClientTls { ca: Some(cert.clone()), identity: Some((cert, key)), insecure: false };
+    let collector =
+        ServerTls { cert: cert.clone(), key: key.clone(), client_ca: Some(cert.clone()), ..ServerTls::default() };
+    let probe = ClientTls { ca: Some(cert.clone()), identity: Some((cert, key)), ..ClientTls::default() };
     let got = connect(&probe, &collector, "collector.example");
     assert_eq!(got, (Ok(()), Ok(Some("collector.example".to_owned()))));
 }
@@ -425,7 +431,8 @@ fn a_pinned_certificate_still_needs_its_key() {
     let files = Files::new();
     let (real, thief) =
         (openssl_like(&files, "real", "collector.example"), openssl_like(&files, "thief", "collector.example"));
-    let mixed = ServerTls { cert: real.pair.0.clone(), key: thief.pair.1.clone(), client_ca: None };
+    let mixed =
+        ServerTls { cert: real.pair.0.clone(), key: thief.pair.1.clone(), client_ca: None, ..ServerTls::default() };
     let message = tls::server_config(&mixed).expect_err("mixed up").to_string();
     assert!(message.contains("thief-key.pem is not the key of the certificate in "), "{message}");
 
@@ -530,6 +537,7 @@ fn files_that_cannot_be_used() {
         cert: cert.to_owned(),
         key: key.to_owned(),
         client_ca: ca.map(Path::to_owned),
+        ..ServerTls::default()
     };
     let cases = [
         (server(&absent, &key, None), "absent.pem cannot be read: No such file"),

@@ -7,12 +7,11 @@ use crate::listener::{ListenOptions, Listener};
 use crate::options::{DRAIN_TIMEOUT, ServiceOptions};
 use crate::sites::Sites;
 use crate::store::{Store, StoreOptions};
-use nagare_service::books::Publisher;
+use crate::strangers::SESSIONS_PER_ADDRESS;
+use nagare_service::books::{Books, Publisher};
 use nagare_service::endpoint::Scheme;
-use nagare_service::run;
-use nagare_service::tls::{self, ServerTls, Side, TlsError};
-use nagare_wire::delivery::ALPN;
-use rustls::ServerConfig;
+use nagare_service::run::{self, Hangup};
+use nagare_service::tls::{self, Server, Side};
 use std::error::Error;
 use std::sync::Arc;
 
@@ -21,13 +20,24 @@ use std::sync::Arc;
 /// # Errors
 /// What hinders it from starting, or the store from closing.
 pub fn serve(options: ServiceOptions) -> Result<(), Box<dyn Error>> {
+    if options.tls_ciphers.iter().any(|name| name == "help") {
+        print!("{}", tls::ciphers());
+        return Ok(());
+    }
     run::init_log();
     let stop = run::stop_on_signals()?;
-    let listen = listen_options(&options)?;
+    let hangup = run::hangup_on_signal()?;
+    let listen = listen_options(&options, hangup)?;
+    let certificates = listen.tls.clone();
     let shared = Shared::new(Store::open(options.data()?, StoreOptions::default())?);
     let listener = Listener::bind(listen, shared.clone())?;
     let snapshot = shared.clone();
-    let publisher = Publisher::start(move || snapshot.books(), options.stats_json.clone(), options.metrics)?;
+    let told = certificates.clone();
+    let publisher = Publisher::start(
+        move || with_figures(snapshot.books(), told.as_deref()),
+        options.stats_json.clone(),
+        options.metrics,
+    )?;
     announce(&listener, &publisher);
 
     let served = listener.run(&stop);
@@ -35,7 +45,7 @@ pub fn serve(options: ServiceOptions) -> Result<(), Box<dyn Error>> {
     log::info!("stopping: writing what is left");
     let closed = shared.close();
     let books = publisher.finish();
-    let table = shared.books();
+    let table = with_figures(shared.books(), certificates.as_deref());
     print!("{}", table.table());
     if !table.balanced() {
         log::error!("the books do not balance: this is an error of the collector's; please report it");
@@ -46,7 +56,13 @@ pub fn serve(options: ServiceOptions) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn listen_options(options: &ServiceOptions) -> Result<ListenOptions, Box<dyn Error>> {
+/// The books with what the certificates have to say.
+fn with_figures(mut books: Books, certificates: Option<&Server>) -> Books {
+    books.figures.extend(certificates.map(Server::figures).unwrap_or_default());
+    books
+}
+
+fn listen_options(options: &ServiceOptions, hangup: Hangup) -> Result<ListenOptions, Box<dyn Error>> {
     if options.collector_port.is_empty() {
         return Err("--collector-port URL is missing: where to listen, such as tls://4740 or udp://2055".into());
     }
@@ -59,18 +75,13 @@ fn listen_options(options: &ServiceOptions) -> Result<ListenOptions, Box<dyn Err
     }
     Ok(ListenOptions {
         endpoints: options.collector_port.clone(),
-        tls: pair.as_ref().map(with_delivery).transpose()?,
+        tls: pair.clone().map(Server::new).transpose()?.map(Arc::new),
+        hangup,
         side: pair.map_or(Side::Server { client_ca: None }, |tls| tls.side()),
         sites: Sites::new(&options.site)?,
+        sessions_per_address: options.sessions_per_address.unwrap_or(SESSIONS_PER_ADDRESS),
         drain_timeout: options.drain_timeout.unwrap_or(DRAIN_TIMEOUT).0,
     })
-}
-
-/// Offers the delivery layer: a probe that speaks it asks for it.
-fn with_delivery(tls: &ServerTls) -> Result<Arc<ServerConfig>, TlsError> {
-    let mut config = ServerConfig::clone(&*tls::server_config(tls)?);
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    Ok(Arc::new(config))
 }
 
 /// Says where the collector can be reached, to the log and to systemd.

@@ -238,7 +238,7 @@ pub fn secure(
     pki: &Path,
     identity: Option<(PathBuf, PathBuf)>,
 ) -> StreamOwned<ClientConnection, TcpStream> {
-    let probe = ClientTls { ca: Some(pki.join("ca.pem")), identity, insecure: false };
+    let probe = ClientTls { ca: Some(pki.join("ca.pem")), identity, ..ClientTls::default() };
     let config = tls::client_config(&probe).expect("configured");
     let name = tls::server_name("collector.example").expect("a name");
     let mut stream = StreamOwned::new(ClientConnection::new(config, name).expect("a connection"), socket);

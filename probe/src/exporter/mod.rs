@@ -15,6 +15,7 @@ use identity::Identity;
 use lane::Lane;
 use mio::{Events, Poll, Token, Waker};
 use nagare_service::run::Stop;
+use nagare_service::tls::Client;
 use nagare_wire::flow::FlowRecord;
 use nagare_wire::ipfix::export::Sampling;
 use nagare_wire::ipfix::field::FlowTemplate;
@@ -56,6 +57,8 @@ pub struct Collectors {
     pub spread: Spread,
     /// Who the probe is to them.
     pub identity: Identity,
+    /// What is shown to them and trusted of them, where any is `tls://`.
+    pub certificates: Option<Arc<Client>>,
 }
 
 /// Which queue a record goes to.

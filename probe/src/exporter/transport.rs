@@ -9,9 +9,9 @@
 use mio::net::{TcpStream, UdpSocket};
 use mio::{Interest, Registry, Token};
 use nagare_service::endpoint::{Endpoint, Scheme};
-use nagare_service::tls::{self, ClientTls, Side, TlsError};
+use nagare_service::tls::{self, Side, TlsError};
 use nagare_wire::delivery::{ACK_LENGTH, ALPN, Ack, FromProbe, ProbeId};
-use rustls::{ClientConfig, ClientConnection, ProtocolVersion, pki_types::ServerName};
+use rustls::{ClientConnection, ProtocolVersion, pki_types::ServerName};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -42,12 +42,12 @@ const INBOX_MAX: usize = 64 * 1024;
 const READS_MAX: usize = 16;
 
 /// How to reach a collector.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct SessionOptions {
     /// Where it is; has a host.
     pub endpoint: Endpoint,
-    /// How it is verified; used for `tls://`.
-    pub tls: ClientTls,
+    /// How it is verified; needed for `tls://`.
+    pub tls: Option<Arc<tls::Client>>,
     /// The shortest time between two attempts; up to a quarter more is added at random.
     pub reconnect: Duration,
     /// A peer that acknowledges or takes nothing for this long is given up.
@@ -62,7 +62,7 @@ pub struct SessionOptions {
 
 impl SessionOptions {
     /// To a collector, with the defaults of everything else.
-    pub fn to(endpoint: Endpoint, tls: ClientTls) -> SessionOptions {
+    pub fn to(endpoint: Endpoint, tls: Option<Arc<tls::Client>>) -> SessionOptions {
         let (reconnect, dead_peer) = (RECONNECT_DEFAULT, DEAD_PEER_DEFAULT);
         SessionOptions { endpoint, tls, reconnect, dead_peer, bind: None, sndbuf: None, probe: None }
     }
@@ -96,7 +96,8 @@ impl Id {
 pub struct Session {
     options: SessionOptions,
     host: String,
-    tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    /// For `tls://`: certificates, which may change between two connections, and the name to be shown.
+    tls: Option<(Arc<tls::Client>, ServerName<'static>)>,
     side: Side,
     state: State,
     acknowledged: Vec<Ack>,
@@ -121,17 +122,18 @@ enum State {
 }
 
 impl Session {
-    /// Reads the certificates; the first attempt comes with the first step.
+    /// The first attempt comes with the first step.
     ///
     /// # Errors
-    /// The endpoint has no host, or a certificate or key cannot be used.
+    /// The endpoint is `tls://` and its host can be no certificate's name.
     pub fn new(options: SessionOptions, now: Instant) -> Result<Session, TlsError> {
         let host = options.endpoint.host.clone().unwrap_or_default();
-        let tls = match options.endpoint.scheme {
-            Scheme::Tls => Some((tls::client_config(&options.tls)?, tls::server_name(&host)?)),
-            Scheme::Tcp | Scheme::Udp => None,
+        let tls = match (options.endpoint.scheme, &options.tls) {
+            (Scheme::Tls, Some(client)) => Some((client.clone(), tls::server_name(&host)?)),
+            _ => None,
         };
-        let side = options.tls.side();
+        let side =
+            tls.as_ref().map_or(Side::Client { ca: None, identity: false }, |(client, _)| client.options().side());
         let state = State::Waiting { until: now };
         Ok(Session {
             options,
@@ -353,8 +355,8 @@ impl Session {
         let State::Connecting { stream, .. } = std::mem::replace(&mut self.state, State::Closed) else { return None };
         tune(&stream, self.options.dead_peer);
         let protocols = self.options.probe.iter().map(|_| ALPN.to_vec()).collect::<Vec<_>>();
-        let connect = |(config, name): &(Arc<ClientConfig>, ServerName<'static>)| {
-            ClientConnection::new_with_alpn(config.clone(), name.clone(), protocols)
+        let connect = |(client, name): &(Arc<tls::Client>, ServerName<'static>)| {
+            ClientConnection::new_with_alpn(client.config(), name.clone(), protocols)
         };
         let tls = self.tls.as_ref().map(connect);
         match tls.transpose() {
@@ -376,7 +378,8 @@ impl Session {
         self.acknowledged.append(&mut connection.acknowledged);
         match progress {
             Ok(()) if !was_ready && connection.is_ready() => {
-                let how = connection.describe(self.options.tls.insecure);
+                let insecure = self.tls.as_ref().is_some_and(|(client, _)| client.options().insecure);
+                let how = connection.describe(insecure);
                 self.delivers = connection.delivers;
                 if let Some(probe) = self.options.probe.filter(|_| connection.delivers) {
                     connection.say(FromProbe::Hello(probe));
@@ -415,7 +418,7 @@ impl Session {
     fn opened(&mut self, how: &str) -> Change {
         self.failures = 0;
         log::info!("connected to {} ({how})", self.options.endpoint);
-        if self.options.tls.insecure && self.tls.is_some() {
+        if self.tls.as_ref().is_some_and(|(client, _)| client.options().insecure) {
             log::warn!(
                 "--tls-insecure: the certificate of {} was not verified; whoever answers there reads the flows",
                 self.options.endpoint
@@ -811,7 +814,7 @@ mod tests {
         let now = Instant::now();
         let endpoint: Endpoint = "tcp://localhost:1".parse().unwrap();
         let reconnect = Duration::from_secs(8);
-        let options = SessionOptions { reconnect, ..SessionOptions::to(endpoint, ClientTls::default()) };
+        let options = SessionOptions { reconnect, ..SessionOptions::to(endpoint, None) };
         let mut session = Session::new(options, now).unwrap();
         for _ in 0..100 {
             session.wait(now, "test");

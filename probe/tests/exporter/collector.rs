@@ -85,7 +85,7 @@ impl Tls {
             return None;
         };
         let client_ca = matches!(self, Tls::Mutual(_)).then(|| pair.cert.clone());
-        let tls = ServerTls { cert: pair.cert.clone(), key: pair.key.clone(), client_ca };
+        let tls = ServerTls { cert: pair.cert.clone(), key: pair.key.clone(), client_ca, ..ServerTls::default() };
         let config = server_config(&tls).expect("a usable pair");
         match self {
             Tls::Old(_) => Some(Arc::new(old_config(pair))),

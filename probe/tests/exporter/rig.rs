@@ -102,6 +102,7 @@ impl Rig {
             exports,
             balanced: false,
             memory: Vec::new(),
+            certificates: None,
         });
         let (poll, handles) = handles().expect("descriptors");
         let (output, stop) = (Output::Collectors(collectors), Stop::new());

@@ -48,6 +48,9 @@ pub fn explain(error: &Error, side: &Side, peer: &str) -> String {
         Error::InvalidCertificate(error) => {
             format!("TLS: the certificate of the {who} {peer} {}", certificate(error, side))
         }
+        Error::InvalidCertRevocationList(why) => format!(
+            "TLS: whether the certificate of the {who} {peer} is revoked cannot be told, as the list of its CA in --tls-crl is no good ({why:?}): get that list anew"
+        ),
         Error::NoCertificatesPresented => format!(
             "TLS: the {who} {peer} presented no client certificate, and --tls-client-ca demands one: \
              give it --tls-cert and --tls-priv-key (`nagare-collector pki issue` makes such a pair)"
@@ -108,7 +111,9 @@ fn certificate(error: &CertificateError, side: &Side) -> String {
             "does not belong to the key that it signed with: its pair of files is mixed up".into()
         }
         CertificateError::BadEncoding => "cannot be read: it is malformed, or not of version 3; make a new one".into(),
-        CertificateError::Revoked => "is revoked: use another".into(),
+        CertificateError::Revoked => {
+            "is revoked by its CA (--tls-crl): use another (`nagare-collector pki renew` makes one)".into()
+        }
         other => format!("is refused ({other}): use another"),
     }
 }
@@ -147,9 +152,10 @@ fn wrong_name(expected: &ServerName<'_>, presented: &[String]) -> String {
 fn received(alert: AlertDescription, side: &Side) -> String {
     let own = side.own();
     let common = match alert {
-        AlertDescription::ProtocolVersion => {
-            Some("has no TLS version in common with us (1.3 and 1.2 here): update it".to_owned())
-        }
+        AlertDescription::ProtocolVersion => Some(
+            "has no TLS version in common with us (1.2 is the lowest; --tls-versions may leave it out): update it"
+                .to_owned(),
+        ),
         AlertDescription::InsufficientSecurity => Some("has no cipher suite in common with us: update it".to_owned()),
         AlertDescription::CertificateExpired => Some(format!(
             "refused this {own}'s certificate as expired or not yet valid: renew it, or set the clocks of both machines"
@@ -223,7 +229,8 @@ fn incompatible(why: &PeerIncompatible) -> String {
         | PeerIncompatible::SupportedVersionsExtensionRequired
         | PeerIncompatible::ServerDoesNotSupportTls12Or13
         | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig => {
-            "has no TLS version in common with us (1.3 and 1.2 here): update it".into()
+            "has no TLS version in common with us (1.2 is the lowest; --tls-versions may leave it out): update it"
+                .into()
         }
         other => format!("speaks a TLS that we cannot ({other:?}): update it"),
     }
@@ -231,7 +238,11 @@ fn incompatible(why: &PeerIncompatible) -> String {
 
 /// A time as certificates are talked of: `2026-11-24 02:57:57 UTC`.
 fn date(time: UnixTime) -> String {
-    let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    date_of(i64::try_from(time.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// The same of seconds since 1970.
+pub(super) fn date_of(seconds: i64) -> String {
     let Ok(asn1) = ASN1Time::from_timestamp(seconds) else { return format!("{seconds} s after 1970") };
     let at = asn1.to_datetime();
     let (hour, minute, second) = (at.hour(), at.minute(), at.second());

@@ -1,28 +1,30 @@
 //! Verification of the peer's certificate, for either side.
 
+use super::crl::Crls;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// What is trusted: CAs that may sign, and certificates that are trusted as they are.
+/// What is trusted: CAs that may sign, certificates that are trusted as they are, and what was revoked of either.
 #[derive(Debug)]
 pub(super) struct Trust {
     roots: RootCertStore,
     pinned: Vec<CertificateDer<'static>>,
+    crls: Crls,
 }
 
 impl Trust {
     /// Trusts what stands in a CA file. Only a CA may sign others: a leaf that is pinned vouches for itself alone.
-    pub(super) fn new(certificates: Vec<CertificateDer<'static>>) -> Result<Trust, String> {
+    pub(super) fn new(certificates: Vec<CertificateDer<'static>>, crls: Crls) -> Result<Trust, String> {
         let mut roots = RootCertStore::empty();
         for certificate in &certificates {
             let parsed = parse(certificate).ok_or("a certificate in it is malformed")?;
@@ -30,16 +32,30 @@ impl Trust {
                 roots.add(certificate.clone()).map_err(|error| format!("a CA in it cannot be used: {error}"))?;
             }
         }
-        Ok(Trust { roots, pinned: certificates })
+        Ok(Trust { roots, pinned: certificates, crls })
     }
 
     /// Trusts CAs alone.
-    pub(super) fn roots(roots: RootCertStore) -> Trust {
-        Trust { roots, pinned: Vec::new() }
+    pub(super) fn roots(roots: RootCertStore, crls: Crls) -> Trust {
+        Trust { roots, pinned: Vec::new(), crls }
+    }
+
+    /// The roots for webpki, which wants one at least.
+    fn anchors(&self) -> Option<Arc<RootCertStore>> {
+        (!self.roots.is_empty()).then(|| Arc::new(self.roots.clone()))
     }
 
     fn is_pinned(&self, certificate: &CertificateDer<'_>) -> bool {
         self.pinned.iter().any(|pinned| pinned.as_ref() == certificate.as_ref())
+    }
+
+    /// A pinned certificate is its own proof of trust; its dates still bind, and it can be revoked.
+    fn check_pinned(&self, certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
+        let parsed = parse(certificate).ok_or(CertificateError::BadEncoding)?;
+        if self.crls.revokes(&parsed) {
+            return Err(CertificateError::Revoked.into());
+        }
+        check_dates(&parsed, now)
     }
 }
 
@@ -47,9 +63,7 @@ fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Option<X509Certificate<'a>>
     X509Certificate::from_der(certificate).ok().map(|(_, parsed)| parsed)
 }
 
-/// A pinned certificate is its own proof of trust; its dates still bind.
-fn check_dates(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
-    let parsed = parse(certificate).ok_or(CertificateError::BadEncoding)?;
+fn check_dates(parsed: &X509Certificate<'_>, now: UnixTime) -> Result<(), Error> {
     let at = |seconds: i64| UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
     let not_before = at(parsed.validity().not_before.timestamp());
     let not_after = at(parsed.validity().not_after.timestamp());
@@ -149,16 +163,67 @@ pub fn peer_name(certificate: &CertificateDer<'_>) -> Option<String> {
     names.dns.into_iter().next().or(names.common_name).filter(|name| !name.is_empty())
 }
 
+/// The names and addresses by which a host with this certificate may be asked for; none of one that cannot be read.
+pub fn host_names(certificate: &CertificateDer<'_>) -> Vec<String> {
+    Names::of(certificate).map(Names::usable).unwrap_or_default()
+}
+
+/// When a certificate expires, seconds since 1970; `None` for one that cannot be read.
+pub(super) fn expires(certificate: &CertificateDer<'_>) -> Option<i64> {
+    parse(certificate).map(|parsed| parsed.validity().not_after.timestamp())
+}
+
+/// A chain that was verified, and the name that it was verified for.
+type Verified = (Vec<CertificateDer<'static>>, ServerName<'static>);
+
 /// A probe's view of its collector's certificate.
 #[derive(Debug)]
 pub(super) struct ServerVerifier {
     trust: Trust,
+    /// Verifies by the CAs; none where the file holds no CA.
+    chains: Option<Arc<WebPkiServerVerifier>>,
     algorithms: WebPkiSupportedAlgorithms,
+    /// The chain of the last full handshake: a session may be resumed for as long as it holds.
+    last: Mutex<Option<Verified>>,
 }
 
 impl ServerVerifier {
-    pub(super) fn new(trust: Trust, algorithms: WebPkiSupportedAlgorithms) -> ServerVerifier {
-        ServerVerifier { trust, algorithms }
+    pub(super) fn new(trust: Trust, provider: Arc<CryptoProvider>) -> Result<ServerVerifier, String> {
+        let algorithms = provider.signature_verification_algorithms;
+        let build = |roots| {
+            let builder = WebPkiServerVerifier::builder_with_provider(roots, provider);
+            builder.with_crls(trust.crls.ders()).allow_unknown_revocation_status().build()
+        };
+        let chains = trust.anchors().map(build).transpose().map_err(|error| error.to_string())?;
+        Ok(ServerVerifier { trust, chains, algorithms, last: Mutex::new(None) })
+    }
+
+    /// Whether the chain of the last full handshake would be taken again at this moment.
+    pub(super) fn still_holds(&self, now: UnixTime) -> bool {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref().is_none_or(|(chain, name)| self.check(&chain[0], &chain[1..], name, now).is_ok())
+    }
+
+    fn check(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let parsed = ParsedCertificate::try_from(end_entity)?;
+        if self.trust.is_pinned(end_entity) {
+            self.trust.check_pinned(end_entity, now)?;
+        } else {
+            let chains = self.chains.as_ref().ok_or(CertificateError::UnknownIssuer)?;
+            match chains.verify_server_cert(end_entity, intermediates, name, &[], now) {
+                // The name is looked at when the chain is good, and here it is `check_name` that judges it.
+                Ok(_) | Err(Error::InvalidCertificate(CertificateError::NotValidForName)) => {}
+                Err(Error::InvalidCertificate(CertificateError::NotValidForNameContext { .. })) => {}
+                Err(error) => return Err(unknown_issuer(end_entity, error)),
+            }
+        }
+        check_name(end_entity, &parsed, name)
     }
 }
 
@@ -171,15 +236,9 @@ impl ServerCertVerifier for ServerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let parsed = ParsedCertificate::try_from(end_entity)?;
-        if self.trust.is_pinned(end_entity) {
-            check_dates(end_entity, now)?;
-        } else {
-            let (roots, all) = (&self.trust.roots, self.algorithms.all);
-            verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, all)
-                .map_err(|error| unknown_issuer(end_entity, error))?;
-        }
-        check_name(end_entity, &parsed, server_name)?;
+        self.check(end_entity, intermediates, server_name, now)?;
+        let chain = std::iter::once(end_entity).chain(intermediates).map(|der| der.clone().into_owned());
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((chain.collect(), server_name.to_owned()));
         Ok(ServerCertVerified::assertion())
     }
 
@@ -248,7 +307,7 @@ impl ServerCertVerifier for AnyCertificate {
 /// A collector's view of a probe's certificate.
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
-    pinned: Trust,
+    trust: Trust,
     /// Verifies by the CAs; none where the file holds no CA.
     chains: Option<Arc<dyn ClientCertVerifier>>,
     algorithms: WebPkiSupportedAlgorithms,
@@ -257,10 +316,23 @@ pub(super) struct ClientVerifier {
 impl ClientVerifier {
     pub(super) fn new(trust: Trust, provider: Arc<CryptoProvider>) -> Result<ClientVerifier, String> {
         let algorithms = provider.signature_verification_algorithms;
-        let build = |roots| WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
-        let roots = Some(trust.roots.clone()).filter(|roots| !roots.is_empty());
-        let chains = roots.map(build).transpose().map_err(|error| error.to_string())?;
-        Ok(ClientVerifier { pinned: trust, chains, algorithms })
+        let build = |roots| {
+            let builder = WebPkiClientVerifier::builder_with_provider(roots, provider);
+            builder.with_crls(trust.crls.ders()).allow_unknown_revocation_status().build()
+        };
+        let chains = trust.anchors().map(build).transpose().map_err(|error| error.to_string())?;
+        Ok(ClientVerifier { trust, chains, algorithms })
+    }
+
+    /// Whether a chain, the probe's own certificate first, is to be taken at this moment.
+    pub(super) fn check(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Error> {
+        let (end_entity, intermediates) = chain.split_first().ok_or(Error::NoCertificatesPresented)?;
+        if self.trust.is_pinned(end_entity) {
+            return self.trust.check_pinned(end_entity, now);
+        }
+        let chains = self.chains.as_ref().ok_or(CertificateError::UnknownIssuer)?;
+        let verified = chains.verify_client_cert(end_entity, intermediates, now);
+        verified.map(drop).map_err(|error| unknown_issuer(end_entity, error))
     }
 }
 
@@ -276,12 +348,8 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        if self.pinned.is_pinned(end_entity) {
-            check_dates(end_entity, now)?;
-            return Ok(ClientCertVerified::assertion());
-        }
-        let chains = self.chains.as_ref().ok_or(CertificateError::UnknownIssuer)?;
-        chains.verify_client_cert(end_entity, intermediates, now).map_err(|error| unknown_issuer(end_entity, error))
+        let chain: Vec<CertificateDer<'_>> = std::iter::once(end_entity).chain(intermediates).cloned().collect();
+        self.check(&chain, now).map(|()| ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(

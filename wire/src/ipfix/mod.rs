@@ -10,7 +10,8 @@ mod session;
 
 pub use message::{FieldSpecifier, MESSAGE_MAX, Malformed, MessageHeader, TemplateRecord, frame};
 pub use session::{
-    DataRecord, Received, TEMPLATE_FIELDS_MAX, TEMPLATE_FIELDS_MAX_DATAGRAM, TEMPLATES_MAX, TransportSession,
+    DOMAINS_MAX, DataRecord, Received, TEMPLATE_FIELDS_MAX, TEMPLATE_FIELDS_MAX_DATAGRAM, TEMPLATES_MAX,
+    TransportSession,
 };
 
 /// What carries the Messages; Templates live by its rules (RFC 7011, 8.1 and 8.4).

@@ -18,7 +18,7 @@ pub const TEMPLATE_FIELDS_MAX: usize = 1 << 16;
 /// The same over UDP, where any address costs a session.
 pub const TEMPLATE_FIELDS_MAX_DATAGRAM: usize = 1 << 14;
 /// Observation Domains whose sequence is followed in one session; records of further ones are read all the same.
-const DOMAINS_MAX: usize = 4096;
+pub const DOMAINS_MAX: usize = 4096;
 /// A jump of more records than this is a restart, not a loss (RFC 7011, 11.6: no jump is followed blindly).
 const LOSS_MAX: u32 = 1 << 24;
 /// Notes kept of one Message; a hostile one could earn thousands.
