@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::ledger::{BookEntry, INIT_TIME};
+use super::ledger::{ACCOUNTS_MAX, BookEntry, INIT_TIME};
 use super::model::{Interruption, Period};
 use super::presence::EXPORTERS_MAX;
 
@@ -52,7 +52,7 @@ impl Interruptions {
             _ => return,
         };
         let source = (entry.exporter.to_owned(), entry.domain);
-        if self.runs.len() >= EXPORTERS_MAX && !self.runs.contains_key(&source) {
+        if self.runs.len() >= ACCOUNTS_MAX && !self.runs.contains_key(&source) {
             return;
         }
         let run = self.runs.entry(source).or_default();
@@ -81,7 +81,8 @@ impl Interruptions {
         let from_ms = i64::try_from(begun.saturating_sub(length)).unwrap_or(0);
         let exporter = entry.exporter.to_owned();
         let interruption = Interruption { from_ms, to_ms, exporter, domain: entry.domain, killed };
-        if !interruption.touches(self.period) {
+        let full = self.kept.len() >= EXPORTERS_MAX && !self.kept.contains_key(entry.exporter);
+        if full || !interruption.touches(self.period) {
             return;
         }
         let kept = self.kept.entry(entry.exporter.to_owned()).or_default();
@@ -172,12 +173,12 @@ mod tests {
     #[test]
     fn memory_is_bounded() {
         let mut interruptions = Interruptions::new(PERIOD);
-        for domain in 0..10 * EXPORTERS_MAX as u32 {
+        for domain in 0..2 * ACCOUNTS_MAX as u32 {
             for (process, name, value) in [("statistics", INIT_TIME, 1_500_000), ("exporting", "gap.killed_ms", 9)] {
                 let exporter = &domain.to_string();
                 interruptions.enter(&BookEntry { exporter, domain, process, id: 1, name, time_ms: 9, value });
             }
         }
-        assert_eq!((interruptions.runs.len(), interruptions.finish().len()), (EXPORTERS_MAX, EXPORTERS_MAX));
+        assert_eq!((interruptions.runs.len(), interruptions.finish().len()), (ACCOUNTS_MAX, EXPORTERS_MAX));
     }
 }

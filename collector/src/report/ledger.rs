@@ -196,8 +196,8 @@ impl Ledger {
         Ledger { from_ms, accounts: BTreeMap::new(), begun: BTreeMap::new() }
     }
 
-    /// Enters one row. Of rows with equal times `init_time_ms` comes first, then the totals and then
-    /// the outcomes, since they tell which run and which report the others are of.
+    /// Enters one row. Of rows with equal times `init_time_ms` comes first, then the totals and then the
+    /// outcomes, since they tell which run and which report the others are of.
     pub fn enter(&mut self, entry: &BookEntry<'_>) {
         let Some(of) = Of::from_name(entry.process).filter(|_| !is_interruption(entry.name)) else { return };
         let source = (entry.exporter.to_owned(), entry.domain);
