@@ -10,7 +10,7 @@ use jiff::tz::TimeZone;
 use super::buckets::{Chart, Direction, Samples};
 use super::format::{escape, octets, rate, zoned};
 use super::lang::{Texts, fill};
-use super::model::Period;
+use super::model::{Interruption, Period};
 
 const WIDTH: f64 = 840.0;
 const LEFT: f64 = 74.0;
@@ -97,8 +97,9 @@ pub fn small(
     out
 }
 
-/// When an exporter was heard from, as a strip: full where all steps of a cell were, light where some were.
-pub fn heard(heard: &[bool], label: &str) -> String {
+/// When an exporter was heard from, as a strip: full where all steps of a cell were, light where some were. Over it, when it did
+/// not meter: each with its words.
+pub fn heard(heard: &[bool], label: &str, period: Period, interruptions: &[(&Interruption, String)]) -> String {
     const CELLS: usize = 96;
     let cells = heard.len().min(CELLS);
     let mut out = format!(
@@ -120,6 +121,20 @@ pub fn heard(heard: &[bool], label: &str) -> String {
         let (y, height) = if run[0] == "gone" { (7, 3) } else { (0, 10) };
         let _ = write!(out, r#"<rect class="{}" x="{x}" y="{y}" width="{}" height="{height}"/>"#, run[0], run.len());
         x += run.len();
+    }
+    let part = |time_ms: i64| {
+        let part = time_ms.saturating_sub(period.from_ms) as f64 / period.length_ms().max(1) as f64;
+        part.clamp(0.0, 1.0) * cells as f64
+    };
+    for (interruption, words) in interruptions {
+        let (from, to) = (part(interruption.from_ms), part(interruption.to_ms));
+        let class = if interruption.killed { "killed" } else { "stopped" };
+        let _ = write!(
+            out,
+            r#"<rect class="{class}" x="{from:.2}" y="0" width="{:.2}" height="10"><title>{}</title></rect>"#,
+            to - from,
+            escape(words)
+        );
     }
     out.push_str("</svg>");
     out

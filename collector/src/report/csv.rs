@@ -36,6 +36,7 @@ pub fn write_all(dir: &Path, data: &ReportData) -> Result<Vec<PathBuf>, ReportEr
         ("end_reasons", ranked(&data.end_reasons, "end_reason", u8::to_string)),
         ("exporters", exporters(data)),
         ("interruptions", interruptions(data)),
+        ("not_metered", not_metered(data)),
         ("sessions", sessions(data)),
         ("books", books(data)),
         ("statistics", statistics(data)),
@@ -138,6 +139,19 @@ fn interruptions(data: &ReportData) -> String {
     out
 }
 
+/// When a probe metered nothing, as it tells itself; `interruptions` are when it was not heard from.
+fn not_metered(data: &ReportData) -> String {
+    let mut out = String::from("exporter,domain,from,to,seconds,cause\n");
+    for interruption in &data.quality.interruptions {
+        let [from, to] = [interruption.from_ms, interruption.to_ms].map(|time| rfc3339(time, &data.tz));
+        let (domain, seconds) = (interruption.domain, interruption.period().length_ms() / 1000);
+        let cause = if interruption.killed { "killed" } else { "stopped" };
+        let head = [text(&interruption.exporter), domain.to_string(), from, to];
+        line(&mut out, &[&head[..], &[seconds.to_string(), cause.to_owned()]].concat());
+    }
+    out
+}
+
 fn sessions(data: &ReportData) -> String {
     let mut out = String::from("exporter,transport,start,last,ended,messages,records,octets,gaps,lost,note\n");
     for session in &data.quality.sessions {
@@ -156,7 +170,8 @@ fn books(data: &ReportData) -> String {
     for process in &data.quality.processes {
         let total = process.total.map(|total| ("total", process.kind.total(), total));
         let terms = process.terms.iter().map(|(name, value)| ("term", name.as_str(), *value));
-        for (side, name, value) in total.into_iter().chain([("opening", "in_flight", process.opening)]).chain(terms) {
+        for (side, name, value) in total.into_iter().chain([("opening", "carried_over", process.opening)]).chain(terms)
+        {
             let balanced = process.balanced().to_string();
             let head = [
                 text(&process.exporter),

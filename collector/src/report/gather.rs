@@ -18,6 +18,7 @@ use datafusion::prelude::SessionContext;
 
 use super::ReportOptions;
 use super::buckets::{Direction, FLOW_MAX_MS, Samples, within};
+use super::interruption::Interruptions;
 use super::ledger::{BookEntry, Ledger};
 use super::model::{Kind, Period, Quality, Ranked, ReportData, Session, SessionSums, Totals};
 use super::network::{Network, Side};
@@ -30,6 +31,10 @@ const LOOK_BACK_MS: i64 = DAY_MS;
 const BOOKS_AT_ONCE_MS: i64 = DAY_MS;
 /// Books and the ends of sessions are reported up to this long after the flows that they are about.
 const AFTERMATH_MS: i64 = 5 * 60_000;
+/// A probe tells of an interruption when it is there again. This long after the period that is looked for, up to now.
+const LOOK_ON_MS: i64 = 7 * DAY_MS;
+/// Rows that are read in that time at most.
+const LOOKED_ON_MAX: usize = 100_000;
 /// Flows that arrive later than this after the period's end were not metered when they say so: a capture was replayed.
 const LATE_MS: i64 = 3_600_000;
 const DAY_MS: i64 = 86_400_000;
@@ -297,7 +302,12 @@ impl Asked<'_> {
             to_ms: received.to_ms + AFTERMATH_MS,
         });
         let (sessions, session_sums, lost) = self.sessions(window, top)?;
-        let (processes, statistics) = self.books(window, &mut exporters)?.finish();
+        let (mut ledger, mut interruptions) = (Ledger::new(window.from_ms), Interruptions::new(period));
+        self.books(window, &mut ledger, &mut interruptions, &mut exporters)?;
+        self.look_on(window, made_ms, &mut interruptions)?;
+        let (processes, statistics) = ledger.finish();
+        // A flow that a probe exports to several collectors is in the books of as many Exporting Processes. It counts once here:
+        // each collector gets the books of its own queue alone.
         let delivered = |name: &str| {
             let exporting =
                 processes.iter().filter(|process| process.kind == Kind::Exporting && process.exporter == name);
@@ -315,6 +325,7 @@ impl Asked<'_> {
             session_sums,
             processes,
             statistics,
+            interruptions: interruptions.finish(),
         })
     }
 
@@ -371,42 +382,71 @@ impl Asked<'_> {
         Ok((sessions, all, by_exporter.into_iter().map(|(exporter, sums)| (exporter, sums.lost)).collect()))
     }
 
-    /// Enters the books of the window and the day before it into a ledger, in the order of their times, and notes when each
-    /// exporter reported.
-    fn books(&self, window: Period, exporters: &mut Presences) -> Result<Ledger, QueryError> {
-        let totals = [Kind::Metering, Kind::Exporting].map(|kind| format!("'{}'", kind.total())).join(", ");
+    /// Enters the books of the window and the day before it, in the order of their times, and notes when each exporter
+    /// reported.
+    fn books(
+        &self,
+        window: Period,
+        ledger: &mut Ledger,
+        interruptions: &mut Interruptions,
+        exporters: &mut Presences,
+    ) -> Result<(), QueryError> {
+        let [totals, outcomes] = [Kind::total, Kind::outcome]
+            .map(|name| [Kind::Metering, Kind::Exporting].map(|kind| format!("'{}'", name(kind))).join(", "));
         let sql = format!(
             "SELECT exporter, domain, process, process_id, name, time_ms, value FROM books ORDER BY time_ms,
-                CASE WHEN name = 'init_time_ms' THEN 0 WHEN name IN ({totals}) THEN 1 ELSE 2 END, value"
+                CASE WHEN name = 'init_time_ms' THEN 0 WHEN name IN ({totals}) THEN 1 WHEN name IN ({outcomes}) THEN 2
+                    ELSE 3 END, value"
         );
-        let mut ledger = Ledger::new(window.from_ms);
         let mut from_ms = window.from_ms - LOOK_BACK_MS;
         while from_ms < window.to_ms {
             let to_ms = (from_ms + BOOKS_AT_ONCE_MS).min(window.to_ms);
             let read = |context: &SessionContext| self.engine.collect(context, &sql);
             for batch in self.engine.snapshot(Some(self.site), from_ms, to_ms, read)? {
-                enter(&mut ledger, exporters, &Columns::new(&batch)?);
+                each_entry(&Columns::new(&batch)?, |entry| {
+                    exporters.report(entry.exporter, entry.time_ms);
+                    ledger.enter(entry);
+                    interruptions.enter(entry);
+                });
             }
             from_ms = to_ms;
         }
-        Ok(ledger)
+        Ok(())
+    }
+
+    /// Enters the interruptions that were told of after the window: those that went on beyond it.
+    fn look_on(&self, window: Period, made_ms: i64, interruptions: &mut Interruptions) -> Result<(), QueryError> {
+        let to_ms = made_ms.saturating_add(1).min(window.to_ms.saturating_add(LOOK_ON_MS));
+        if to_ms <= window.to_ms {
+            return Ok(());
+        }
+        // A run's beginning is told every few seconds. The first time is the one at which an interruption is told, too.
+        let sql = format!(
+            "SELECT exporter, domain, process, process_id, name, value, min(time_ms) AS time_ms FROM books
+            WHERE name IN ('init_time_ms', 'gap.killed_ms', 'gap.stopped_ms')
+            GROUP BY exporter, domain, process, process_id, name, value
+            ORDER BY time_ms, CASE WHEN name = 'init_time_ms' THEN 0 ELSE 1 END, value LIMIT {LOOKED_ON_MAX}"
+        );
+        let read = |context: &SessionContext| self.engine.collect(context, &sql);
+        for batch in self.engine.snapshot(Some(self.site), window.to_ms, to_ms, read)? {
+            each_entry(&Columns::new(&batch)?, |entry| interruptions.enter(entry));
+        }
+        Ok(())
     }
 }
 
-fn enter(ledger: &mut Ledger, exporters: &mut Presences, columns: &Columns) {
+fn each_entry(columns: &Columns, mut each: impl FnMut(&BookEntry<'_>)) {
     let [names, processes, from] = ["name", "process", "exporter"].map(|name| columns.texts(name));
     let [domains, ids, values] = ["domain", "process_id", "value"].map(|name| columns.numbers(name));
     let times = columns.times("time_ms");
     for row in 0..times.len() {
-        let (exporter, time_ms) = (from.value(row), times.value(row));
-        exporters.report(exporter, time_ms);
-        ledger.enter(&BookEntry {
-            exporter,
+        each(&BookEntry {
+            exporter: from.value(row),
             domain: domains.value(row) as u32,
             process: processes.value(row),
             id: ids.value(row) as u32,
             name: names.value(row),
-            time_ms,
+            time_ms: times.value(row),
             value: values.value(row),
         });
     }

@@ -83,9 +83,11 @@ texts! {
     packets_good packets_dropped packets_unbalanced packets_unknown
     flows_good flows_dropped flows_unbalanced flows_unknown
     sequence_good sequence_lost sequence_unknown gaps_good gaps_some gaps_unknown replayed
-    equation_packets equation_flows on_wire metered dropped ignored ended delivered in_flight carried_over other_terms
+    flows_waiting interrupted_killed interrupted_stopped interrupted_more interrupted_short
+    equation_packets equation_flows on_wire metered dropped ignored ended delivered
+    spooled left_in_spool in_flight carried_over other_terms
     books books_note metering exporting process balanced not_balanced incomplete restarts
-    exporters exporters_note exporter seen coverage exported received lost gap_list omitted
+    exporters exporters_note exporters_note_interrupted exporter seen coverage exported received lost gap_list omitted
     sessions sessions_note transport start end running last_seen messages records gaps ended_note
     statistics statistics_note uptime octets_sent not_sent_flows
     notes notes_local notes_flows notes_octets notes_percentile made_by
@@ -109,14 +111,19 @@ impl Texts {
         at.strftime(self.date_time).to_string()
     }
 
+    /// The beginning and the end of a period, to the minute; the end without its date where that is the same.
+    pub fn ends(&self, period: Period, tz: &TimeZone) -> [String; 2] {
+        let (from, to) = (zoned(period.from_ms, tz), zoned(period.to_ms, tz));
+        let same_day = from.date() == to.date();
+        [self.date_time(&from), if same_day { to.strftime("%H:%M").to_string() } else { self.date_time(&to) }]
+    }
+
     /// A period: days alone where it begins and ends at midnight.
     pub fn period(&self, period: Period, tz: &TimeZone) -> String {
         let (from, to) = (zoned(period.from_ms, tz), zoned(period.to_ms, tz));
         let midnight = |at: &ZonedDateTime| at.strftime("%H%M%S").to_string() == "000000";
         if !(midnight(&from) && midnight(&to)) {
-            let same_day = from.date() == to.date();
-            let to = if same_day { to.strftime("%H:%M").to_string() } else { self.date_time(&to) };
-            return format!("{} – {to}", self.date_time(&from));
+            return self.ends(period, tz).join(" – ");
         }
         let last = zoned(period.to_ms - 1, tz);
         let (first, last) = (from.strftime(self.date).to_string(), last.strftime(self.date).to_string());
@@ -244,7 +251,12 @@ static EN: Texts = Texts {
     gaps_good: "Every exporter was heard from without interruption.",
     gaps_some: "Interruptions in which an exporter was not heard from: {count}, {duration} in all.",
     gaps_unknown: "No exporter was heard from in this period.",
-    replayed: "The flows of this period arrived at another time ({window}), as when a capture file is replayed; sessions and counts below are from then.",
+    replayed: "The flows of this period arrived at another time ({window}), as when a capture file is replayed or the probe could not reach the collector; sessions and counts below are from then.",
+    flows_waiting: "{waiting} of the flows were waiting in the probe’s spool at its last report of this period. They are in this report as far as they arrived before it was made.",
+    interrupted_killed: "The probe {exporter} was not metering from {from} to {to} ({duration}): it was killed, and the flows in its cache were lost.",
+    interrupted_stopped: "The probe {exporter} was not metering from {from} to {to} ({duration}): it was stopped.",
+    interrupted_more: "Further times in which a probe was not metering: {count}.",
+    interrupted_short: "not metering: {from} – {to} ({duration})",
     equation_packets: "Packets",
     equation_flows: "Flows",
     on_wire: "on the wire",
@@ -253,11 +265,13 @@ static EN: Texts = Texts {
     ignored: "ignored (not IP)",
     ended: "ended",
     delivered: "delivered",
+    spooled: "waiting in the probe’s spool",
+    left_in_spool: "left to the next run",
     in_flight: "underway",
-    carried_over: "underway before",
+    carried_over: "underway or waiting before",
     other_terms: "other",
     books: "The probe’s books",
-    books_note: "As the probe reports them, for this period: each process by itself, each drop and each ignore by its name.",
+    books_note: "As the probe reports them, for this period: each process by itself, each drop and each ignore by its name. Delivered is what the collector acknowledged as stored (over UDP: what was sent); left_in_spool is what a run left behind that ended: the next one delivers it and does not count it again.",
     metering: "metering",
     exporting: "exporting",
     process: "Process",
@@ -266,7 +280,8 @@ static EN: Texts = Texts {
     incomplete: "total not reported",
     restarts: "Restarts",
     exporters: "Exporters",
-    exporters_note: "Exported: flow records that the probe delivered in this period. Received: those of this report, by the time when the flow began; the two differ by what began in one period and ended in another.",
+    exporters_note: "Exported: flow records that the probe delivered in this period, without those that an earlier run had left in its spool. Received: those of this report, by the time when the flow began; the two differ by those, and by what began in one period and was delivered in another.",
+    exporters_note_interrupted: "Dark marks: the probe itself was not metering.",
     exporter: "Exporter",
     seen: "First and last data",
     coverage: "Heard from",
@@ -276,7 +291,7 @@ static EN: Texts = Texts {
     gap_list: "Interruptions",
     omitted: "and {count} more",
     sessions: "Sessions",
-    sessions_note: "Transport sessions between exporters and collector, the latest of {count}. Figures are of this period.",
+    sessions_note: "Transport sessions between exporters and collector, the latest of {count}. Figures are of this period; records that came again count once.",
     transport: "Transport",
     start: "Start",
     end: "End",
@@ -379,7 +394,7 @@ static JA: Texts = Texts {
     packets_unbalanced: "パケットの計数が一致しません。{difference}パケットの行方を説明できません。",
     packets_unknown: "プローブからパケット数の報告がないため、エクスポーターに届く前の損失がないとは断定できません。",
     flows_good: "終了した{total}フローはすべて計数が一致しており、破棄はありません。",
-    flows_dropped: "終了した{total}フローはすべて計数が一致していますが、うち{dropped}フロー({share})は送信前に破棄されました。",
+    flows_dropped: "終了した{total}フローはすべて計数が一致していますが、うち{dropped}フロー({share})はコレクターに届く前に破棄されました。",
     flows_unbalanced: "フローの計数が一致しません。{difference}フローの行方を説明できません。",
     flows_unknown: "プローブからフロー数の報告がないため、エクスポーター内での損失がないとは断定できません。",
     sequence_good: "エクスポーターとコレクターの間で失われたレコードはありません({records}レコードのシーケンス番号に欠番なし)。",
@@ -388,7 +403,12 @@ static JA: Texts = Texts {
     gaps_good: "すべてのエクスポーターからデータを途切れなく受信しました。",
     gaps_some: "エクスポーターからのデータが途絶えた時間帯が{count}回、合計{duration}ありました。",
     gaps_unknown: "この期間にデータを送信したエクスポーターはありません。",
-    replayed: "この期間のフローは別の時刻({window})に届きました。キャプチャファイルを再生した場合などが該当します。以下のセッションと計数は、受信した時刻のものです。",
+    replayed: "この期間のフローは別の時刻({window})に届きました。キャプチャファイルを再生した場合や、プローブがコレクターに接続できなかった場合などが該当します。以下のセッションと計数は、受信した時刻のものです。",
+    flows_waiting: "期間中の最後の報告の時点で、{waiting}フローがプローブのスプールで送信を待っていました。本レポートには、作成時までに届いたものが含まれています。",
+    interrupted_killed: "プローブ{exporter}は{from}から{to}まで({duration})計測していません。強制終了されたため、キャッシュ内のフローは失われました。",
+    interrupted_stopped: "プローブ{exporter}は{from}から{to}まで({duration})計測していません。停止の操作によるものです。",
+    interrupted_more: "プローブが計測していなかった時間帯がほかに{count}回ありました。",
+    interrupted_short: "計測なし:{from} – {to}({duration})",
     equation_packets: "パケット",
     equation_flows: "フロー",
     on_wire: "回線上",
@@ -396,12 +416,14 @@ static JA: Texts = Texts {
     dropped: "破棄",
     ignored: "対象外(IP以外など)",
     ended: "終了",
-    delivered: "送信済み",
+    delivered: "配信済み",
+    spooled: "プローブのスプールで待機中",
+    left_in_spool: "次回の起動へ持ち越し",
     in_flight: "処理中",
-    carried_over: "期首の処理中",
+    carried_over: "期首の処理中・待機中",
     other_terms: "その他",
     books: "プローブの計数",
-    books_note: "対象期間についてプローブが報告した値です。プロセスごとに、破棄と対象外をそれぞれの名前で示します。",
+    books_note: "対象期間についてプローブが報告した値です。プロセスごとに、破棄と対象外をそれぞれの名前で示します。deliveredはコレクターが保存を確認した数(UDPの場合は送信した数)、left_in_spoolは終了時にスプールへ残した数です。残したものは次回の起動で配信され、再度計上されることはありません。",
     metering: "計測",
     exporting: "エクスポート",
     process: "プロセス",
@@ -410,7 +432,8 @@ static JA: Texts = Texts {
     incomplete: "合計の報告なし",
     restarts: "再起動",
     exporters: "エクスポーター",
-    exporters_note: "「エクスポート数」は期間中にプローブが送信したフローレコード数、「受信数」は本レポートに含まれるフロー数です。フローは開始時刻で集計するため、期間をまたぐフローの分だけ両者に差が出ます。",
+    exporters_note: "「エクスポート数」は期間中にプローブが配信したフローレコード数(以前の起動でスプールに残されたものを除く)、「受信数」は本レポートに含まれるフロー数です。フローは開始時刻で集計するため、スプールに残されていたフローと、配信が別の期間になったフローの分だけ両者に差が出ます。",
+    exporters_note_interrupted: "濃い印は、プローブ自体が計測していなかった時間帯です。",
     exporter: "エクスポーター",
     seen: "最初と最後のデータ",
     coverage: "受信状況",
@@ -420,7 +443,7 @@ static JA: Texts = Texts {
     gap_list: "途絶えた時間帯",
     omitted: "ほか{count}件",
     sessions: "セッション",
-    sessions_note: "エクスポーターとコレクターの間のトランスポートセッション(全{count}件、新しい順)です。数値は対象期間のものです。",
+    sessions_note: "エクスポーターとコレクターの間のトランスポートセッション(全{count}件、新しい順)です。数値は対象期間のもので、再送されたレコードは一度だけ数えています。",
     transport: "方式",
     start: "開始",
     end: "終了",

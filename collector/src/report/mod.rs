@@ -10,6 +10,7 @@ mod csv;
 mod format;
 mod gather;
 mod html;
+mod interruption;
 mod lang;
 mod ledger;
 mod model;
@@ -30,7 +31,8 @@ pub use buckets::{Chart, DIRECTIONS, Direction, Samples};
 pub use gather::gather;
 pub use lang::Lang;
 pub use model::{
-    Exporter, Kind, Period, Process, Quality, Ranked, ReportData, Session, SessionSums, Statistics, Totals,
+    Exporter, Interruption, Kind, Period, Process, Quality, Ranked, ReportData, Session, SessionSums, Statistics,
+    Totals,
 };
 pub use network::{Network, NetworkError, default_local};
 

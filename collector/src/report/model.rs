@@ -129,6 +129,8 @@ pub struct Quality {
     pub processes: Vec<Process>,
     /// What Exporting Processes say of themselves.
     pub statistics: Vec<Statistics>,
+    /// When probes did not meter, in the order of time.
+    pub interruptions: Vec<Interruption>,
 }
 
 impl Quality {
@@ -154,7 +156,8 @@ pub struct Exporter {
     pub seen: Option<Period>,
     /// Flow records of the report that came from it.
     pub flows: u64,
-    /// Flow records that its Exporting Processes delivered, by their own books; `None` where it reports none.
+    /// Flow records that its Exporting Processes delivered, by their own books: a collector that acknowledges has stored them.
+    /// `None` where it reports none.
     pub exported: Option<u64>,
     /// Data Records that are missing by the Messages' sequence numbers.
     pub lost: u64,
@@ -162,6 +165,33 @@ pub struct Exporter {
     pub heard: Vec<bool>,
     /// Stretches in which nothing came, once it was known.
     pub gaps: Vec<Period>,
+}
+
+/// A time before a probe's start in which it metered nothing, as it tells itself.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Interruption {
+    /// When the run before it was last known to live; 0 where that is not told with any sense.
+    pub from_ms: i64,
+    /// When the probe began again.
+    pub to_ms: i64,
+    /// The exporter's address.
+    pub exporter: String,
+    /// The Observation Domain.
+    pub domain: u32,
+    /// The run before it was killed, and the flows in its cache were lost; otherwise it was stopped in good order.
+    pub killed: bool,
+}
+
+impl Interruption {
+    /// Its time.
+    pub fn period(&self) -> Period {
+        Period { from_ms: self.from_ms, to_ms: self.to_ms }
+    }
+
+    /// Whether any of it is in a period. One of no length is where it was.
+    pub fn touches(&self, period: Period) -> bool {
+        self.from_ms < period.to_ms && self.to_ms.max(self.from_ms.saturating_add(1)) > period.from_ms
+    }
 }
 
 /// One Transport Session.
@@ -209,7 +239,7 @@ pub struct SessionSums {
 pub enum Kind {
     /// Packets: wire = metered + each drop + each ignore.
     Metering,
-    /// Flows: ended = delivered + in flight + each drop.
+    /// Flows: ended = delivered + spooled + in flight + each drop.
     Exporting,
 }
 
@@ -219,6 +249,14 @@ impl Kind {
         match self {
             Kind::Metering => "wire",
             Kind::Exporting => "ended",
+        }
+    }
+
+    /// The term that the total becomes where nothing goes wrong.
+    pub fn outcome(self) -> &'static str {
+        match self {
+            Kind::Metering => "metered",
+            Kind::Exporting => "delivered",
         }
     }
 
@@ -248,7 +286,7 @@ pub struct Process {
     pub last_ms: i64,
     /// The left side of the equation; `None` where it was never reported.
     pub total: Option<u64>,
-    /// What was in flight when the period began, and so belongs on the left side too.
+    /// What was in flight or in the spool when the period began, and so belongs on the left side too.
     pub opening: u64,
     /// The right side, by name.
     pub terms: Vec<(String, u64)>,

@@ -7,9 +7,13 @@ use std::fmt::Write;
 use super::chart;
 use super::format::{address, escape, octets, share, zoned};
 use super::lang::{Texts, fill};
-use super::model::{Exporter, Kind, Period, Process, Quality, ReportData, Session};
+use super::ledger::{LEFT_IN_SPOOL, SPOOLED};
+use super::model::{Exporter, Interruption, Kind, Period, Process, Quality, ReportData, Session};
 use nagare_service::units::grouped;
 
+/// Interruptions of metering that are told in words, and those that are drawn for each exporter. The CSV holds all.
+const INTERRUPTIONS_TOLD: usize = 10;
+const INTERRUPTIONS_DRAWN: usize = 100;
 /// A session without an end whose last row is no older than this still runs.
 const RUNNING_WITHIN_MS: i64 = 15 * 60_000;
 
@@ -65,6 +69,11 @@ pub fn section(out: &mut String, data: &ReportData, t: &Texts) {
         let text = fill(t.replayed, &[("window", &t.period(window, &data.tz))]);
         let _ = write!(out, r#"<li><span class="mark unknown">–</span>{text}</li>"#);
     }
+    let waiting = quality.of(Kind::Exporting).map(|process| process.term(SPOOLED)).fold(0, u64::saturating_add);
+    if waiting > 0 {
+        let text = fill(t.flows_waiting, &[("waiting", &grouped(waiting))]);
+        let _ = write!(out, r#"<li><span class="mark unknown">–</span>{text}</li>"#);
+    }
     out.push_str("</ul>");
     equations(out, quality, t);
     out.push_str("</section>");
@@ -78,12 +87,14 @@ fn checks(data: &ReportData, t: &Texts) -> Vec<(Mark, String)> {
     let quality = &data.quality;
     let packets = [t.packets_good, t.packets_dropped, t.packets_unbalanced, t.packets_unknown];
     let flows = [t.flows_good, t.flows_dropped, t.flows_unbalanced, t.flows_unknown];
-    vec![
+    let mut checks = vec![
         book_check(quality, Kind::Metering, packets),
         book_check(quality, Kind::Exporting, flows),
         sequence_check(quality, t),
         gap_check(quality, t),
-    ]
+    ];
+    checks.extend(interruption_checks(data, t));
+    checks
 }
 
 fn book_check(quality: &Quality, kind: Kind, [good, dropped_text, unbalanced, unknown]: [&str; 4]) -> (Mark, String) {
@@ -130,6 +141,33 @@ fn gap_check(quality: &Quality, t: &Texts) -> (Mark, String) {
     (Mark::Look, fill(t.gaps_some, &[("count", &count.to_string()), ("duration", &t.duration(length))]))
 }
 
+/// Each interruption of metering in a sentence. A probe without a spool tells of none, so that none is no good news.
+fn interruption_checks(data: &ReportData, t: &Texts) -> Vec<(Mark, String)> {
+    let all = &data.quality.interruptions;
+    let sentence = |interruption: &Interruption| {
+        let text = if interruption.killed { t.interrupted_killed } else { t.interrupted_stopped };
+        interrupted(text, interruption, data, t)
+    };
+    let mut checks: Vec<_> = all.iter().take(INTERRUPTIONS_TOLD).map(|one| (Mark::Look, sentence(one))).collect();
+    if all.len() > INTERRUPTIONS_TOLD {
+        let count = grouped((all.len() - INTERRUPTIONS_TOLD) as u64);
+        checks.push((Mark::Look, fill(t.interrupted_more, &[("count", &count)])));
+    }
+    checks
+}
+
+fn interrupted(text: &str, interruption: &Interruption, data: &ReportData, t: &Texts) -> String {
+    let period = interruption.period();
+    let [from, to] = t.ends(period, &data.tz);
+    let values = [
+        ("exporter", &*address(&interruption.exporter)),
+        ("from", &from),
+        ("to", &to),
+        ("duration", &t.duration(period.length_ms())),
+    ];
+    fill(text, &values)
+}
+
 fn equations(out: &mut String, quality: &Quality, t: &Texts) {
     if quality.processes.is_empty() {
         return;
@@ -164,10 +202,13 @@ fn equation(
     }
     let mut right: Vec<String> =
         terms.iter().map(|(name, prefix)| term(sum(&|process| process.sum(prefix)), name)).collect();
-    let on_the_way = sum(&|process| process.sum("in_flight"));
+    let [spooled, left_behind, on_the_way] =
+        [SPOOLED, LEFT_IN_SPOOL, "in_flight"].map(|stock| sum(&|process| process.sum(stock)));
     let named = |process: &Process| terms.iter().map(|(_, prefix)| process.sum(prefix)).fold(0, u64::saturating_add);
-    let other = sum(&|process| process.sum("").saturating_sub(named(process))).saturating_sub(on_the_way);
-    for (value, name) in [(on_the_way, t.in_flight), (other, t.other_terms)] {
+    let other = sum(&|process| process.sum("").saturating_sub(named(process)));
+    let other = [spooled, left_behind, on_the_way].into_iter().fold(other, u64::saturating_sub);
+    let stocks = [(spooled, t.spooled), (left_behind, t.left_in_spool), (on_the_way, t.in_flight)];
+    for (value, name) in stocks.into_iter().chain([(other, t.other_terms)]) {
         if value > 0 {
             right.push(term(value, name));
         }
@@ -233,7 +274,7 @@ fn books(out: &mut String, quality: &Quality, t: &Texts) {
 
 /// The right side of the equation. A drop or ignore that never happened is left out; the CSV holds it.
 fn terms(process: &Process, t: &Texts) -> String {
-    let always = |name: &str| !name.contains('.') && name != "in_flight";
+    let always = |name: &str| !name.contains('.') && !["in_flight", SPOOLED].contains(&name);
     let mut shown: Vec<_> = process.terms.iter().filter(|(name, value)| *value > 0 || always(name)).collect();
     shown.sort_by_key(|(name, _)| !always(name));
     let parts = shown.iter().map(|(name, value)| format!("{}\u{a0}<code>{}</code>", grouped(*value), escape(name)));
@@ -249,10 +290,14 @@ fn exporters(out: &mut String, data: &ReportData, t: &Texts) {
     if quality.exporters.is_empty() {
         return;
     }
+    let mut note = t.exporters_note.to_owned();
+    if !quality.interruptions.is_empty() {
+        let _ = write!(note, " {}", t.exporters_note_interrupted);
+    }
     open_table(
         out,
         t.exporters,
-        t.exporters_note,
+        &note,
         &[
             (t.exporter, ""),
             (t.seen, ""),
@@ -285,12 +330,17 @@ fn exporter_row(out: &mut String, exporter: &Exporter, data: &ReportData, t: &Te
         gaps.push(fill(t.omitted, &[("count", &(exporter.gaps.len() - GAPS_LISTED).to_string())]));
     }
     let gaps = if gaps.is_empty() { "–".to_owned() } else { gaps.join("<br>") };
+    let interruptions = data.quality.interruptions.iter().filter(|one| one.exporter == exporter.name);
+    let interruptions: Vec<(&Interruption, String)> = interruptions
+        .take(INTERRUPTIONS_DRAWN)
+        .map(|one| (one, interrupted(t.interrupted_short, one, data, t)))
+        .collect();
     let lost_class = if exporter.lost > 0 { "n look" } else { "n" };
     let _ = write!(
         out,
         r#"<tr><td>{}</td><td>{seen}</td><td>{}</td><td class="n">{}</td><td class="n">{}</td><td class="{lost_class}">{}</td><td>{gaps}</td></tr>"#,
         address(&exporter.name),
-        chart::heard(&exporter.heard, &label),
+        chart::heard(&exporter.heard, &label, data.period, &interruptions),
         exporter.exported.map_or_else(|| "–".to_owned(), grouped),
         grouped(exporter.flows),
         grouped(exporter.lost)

@@ -156,6 +156,9 @@ fn book(process: &'static str, id: u32, time_ms: i64, terms: &[(&str, u64)]) -> 
     terms.iter().rev().map(row).collect()
 }
 
+/// What the probe tells at noon: it was killed 90 seconds before that.
+const KILLED: (&str, u64) = ("gap.killed_ms", 90_000);
+
 /// Books every minute but in the silence, from the evening before; the probe begins anew at noon.
 fn day_of_books() -> Vec<Row> {
     let mut rows = Vec::new();
@@ -174,8 +177,11 @@ fn day_of_books() -> Vec<Row> {
             ];
             rows.extend(book("metering", id, time_ms, &terms));
         }
-        let terms = [("ended", run * 10 + 4), ("delivered", run * 10), ("in_flight", 4), ("drop.ring_full", 0)];
+        let terms = [("ended", run * 10 + 4), ("delivered", run * 10), ("spooled", 3), ("in_flight", 1)];
         rows.extend(book("exporting", 1, time_ms, &terms));
+        if minute == 720 {
+            rows.extend(book("exporting", 1, time_ms, &[("drop.spool_full", 0), KILLED, KILLED]));
+        }
         let begun = if minute < 720 { 1_000 } else { FROM_MS as u64 + 43_200_000 };
         rows.extend(book(
             "statistics",
@@ -184,6 +190,13 @@ fn day_of_books() -> Vec<Row> {
             &[("init_time_ms", begun), ("messages", run), ("records", run * 12)],
         ));
     }
+    rows
+}
+
+/// The first books of a run that began at `begun_ms`, after an interruption.
+fn books_of_start(begun_ms: i64, interruption: (&'static str, u64)) -> Vec<Row> {
+    let mut rows = book("statistics", 1, begun_ms + 9_000, &[("init_time_ms", begun_ms as u64)]);
+    rows.extend(book("exporting", 1, begun_ms + 9_000, &[("ended", 3), ("delivered", 3), interruption]));
     rows
 }
 
@@ -278,6 +291,8 @@ fn a_day_adds_up() {
         FlowRecord { start_us: (FROM_MS + DAY_MS) as u64 * 1000, ..today[0] },
     )));
     rows.extend(day_of_books());
+    // Stopped from a quarter of an hour before midnight until two o'clock: told after the period alone.
+    rows.extend(books_of_start(FROM_MS + DAY_MS + 2 * HOUR_MS, ("gap.stopped_ms", 2 * HOUR_MS as u64 + 900_000)));
     rows.extend([
         session(FROM_MS - 60_000, "running", 1_000, 5),
         session(FROM_MS + HOUR_MS, "gap", 5_000, 12),
@@ -336,7 +351,13 @@ fn the_quality_is_told(data: &ReportData) {
     let process = quality.of(Kind::Metering).next().unwrap();
     assert_eq!((process.term("metered"), process.sum("ignore."), process.restarts), (run * 1_000, run * 3, 1));
     let exporting = quality.of(Kind::Exporting).next().unwrap();
-    assert_eq!((exporting.term("delivered"), exporting.opening, exporting.term("in_flight")), (run * 10, 4, 8));
+    assert_eq!((exporting.term("delivered"), exporting.opening, exporting.term("in_flight")), (run * 10, 4, 2));
+    assert_eq!((exporting.term("spooled"), exporting.term("left_in_spool"), exporting.sum("gap.")), (3, 3, 0));
+    let interruptions = quality.interruptions.iter();
+    let interruptions: Vec<_> = interruptions.map(|one| (one.from_ms, one.to_ms, one.killed)).collect();
+    let (noon, midnight) = (FROM_MS + 12 * HOUR_MS, FROM_MS + DAY_MS);
+    let expected = [(noon - 90_000, noon, true), (midnight - 900_000, midnight + 2 * HOUR_MS, false)];
+    assert_eq!(interruptions, expected);
     assert_eq!(quality.statistics[0].started_ms, Some(FROM_MS + 12 * HOUR_MS));
     assert_eq!(quality.statistics[0].counter("records"), run * 12);
     assert_eq!(quality.session_sums, SessionSums { sessions: 1, records: 20_000, gaps: 1, lost: 7 });
@@ -362,6 +383,19 @@ fn the_page_is_whole_and_inert(page: &str, data: &ReportData, lang: Lang) {
     }
     assert_eq!(page.matches("<table").count(), page.matches("<caption").count());
     assert!(!page.contains(texts.not_balanced));
+    let sentences = match lang {
+        Lang::En => [
+            "not metering from 23 Nov 2026, 11:58 to 12:00 (1\u{a0}min 30\u{a0}s): it was killed",
+            "not metering from 23 Nov 2026, 23:45 to 24 Nov 2026, 02:00 (2\u{a0}h 15\u{a0}min): it was stopped",
+        ],
+        Lang::Ja => [
+            "2026年11月23日 11:58から12:00まで(1分 30秒)計測していません。強制終了",
+            "2026年11月23日 23:45から2026年11月24日 02:00まで(2時間 15分)計測していません。停止",
+        ],
+    };
+    for text in sentences.into_iter().chain([texts.spooled, texts.left_in_spool, r#"<rect class="killed""#]) {
+        assert!(page.contains(text), "{text}");
+    }
 }
 
 fn the_files_are_exact(dir: &Path, data: &ReportData) {
@@ -382,7 +416,14 @@ fn the_files_are_exact(dir: &Path, data: &ReportData) {
     assert!(read("totals.csv").contains(&format!("flows,{},{},flows\n", data.totals.flows, data.before.flows)));
     assert!(read("books.csv").contains("drop.rx_ring_full"));
     assert!(read("sessions.csv").contains("'=closed"), "no cell is a formula");
-    assert_eq!(fs::read_dir(dir).unwrap().count(), 14);
+    assert!(!read("books.csv").contains("gap."), "an interruption is no term");
+    assert_eq!(
+        read("not_metered.csv"),
+        "exporter,domain,from,to,seconds,cause\n\
+        198.51.100.7,1,2026-11-23T11:58:30+09:00,2026-11-23T12:00:00+09:00,90,killed\n\
+        198.51.100.7,1,2026-11-23T23:45:00+09:00,2026-11-24T02:00:00+09:00,8100,stopped\n"
+    );
+    assert_eq!(fs::read_dir(dir).unwrap().count(), 15);
 }
 
 #[test]
@@ -412,6 +453,32 @@ fn a_replayed_capture_has_its_books() {
     assert_eq!((summary.totals.flows, summary.balanced), (1, Some(false)));
     let page = fs::read_to_string(summary.out).unwrap();
     assert!(page.contains(Lang::En.texts().not_balanced) && page.contains("Dec 2027"));
+}
+
+#[test]
+fn a_liar_cannot_make_a_report_of_interruptions() {
+    let dir = TempDir::new().unwrap();
+    let mut rows = Vec::new();
+    for index in 0..2_000 {
+        let begun_ms = FROM_MS + index;
+        let gap = [("gap.killed_ms", u64::MAX), ("gap.stopped_ms", index as u64), ("gap.killed_ms", 0)];
+        rows.extend(books_of_start(begun_ms, gap[index as usize % 3]));
+    }
+    for (time_ms, begun) in [(5, 0), (6, u64::MAX), (7, i64::MAX as u64), (8, 1)] {
+        let time_ms = FROM_MS + HOUR_MS + time_ms;
+        rows.extend(book("statistics", 1, time_ms, &[("init_time_ms", begun)]));
+        rows.extend(book("exporting", 1, time_ms, &[("gap.killed_ms", u64::MAX)]));
+    }
+    let engine = store(dir.path(), rows);
+    let options = options(dir.path());
+    let data = gather(&engine, &options, FROM_MS + 2 * DAY_MS).unwrap();
+    assert_eq!(data.quality.interruptions.len(), super::interruption::INTERRUPTIONS_MAX);
+    assert_eq!(data.quality.balanced(Kind::Exporting), Some(true));
+    for lang in [Lang::En, Lang::Ja] {
+        let summary = write_report(&engine, &ReportOptions { lang, ..options.clone() }).unwrap();
+        let page = fs::read_to_string(summary.out).unwrap();
+        assert!(page.contains("246") && page.len() < 100_000, "ten are told, the others counted");
+    }
 }
 
 #[test]
