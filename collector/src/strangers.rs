@@ -13,7 +13,9 @@
 
 #![forbid(unsafe_code)]
 
-use crate::stream::READ_OCTETS;
+use crate::delivery::PENDING_MAX;
+use crate::stream::{READ_OCTETS, UNREAD_ACKS_OCTETS};
+use nagare_wire::delivery::Ack;
 use nagare_wire::ipfix::{DOMAINS_MAX, FieldSpecifier, MESSAGE_MAX, TEMPLATE_FIELDS_MAX, TEMPLATES_MAX};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -30,14 +32,18 @@ pub const ADDRESSES_MAX: usize = 1 << 16;
 
 /// What the hash map and the tree of a session take for each Template and each Observation Domain, octets; more than they do.
 const ENTRY_OCTETS: usize = 160;
+/// What an acknowledgement that waits takes, octets.
+const ACK_OCTETS: usize = size_of::<(u64, Ack)>();
 /// What a TLS connection holds: a handshake message of the longest kind, records on their way in and out.
 pub const TLS_OCTETS_MAX: usize = 192 << 10;
 /// The memory that one session can be made to hold, octets: a Message that is being read (a buffer grows by doubling), TLS, Templates
-/// with their fields, Observation Domains.
+/// with their fields, Observation Domains, acknowledgements that wait for the store or for the probe.
 pub const SESSION_OCTETS_MAX: usize = 2 * (MESSAGE_MAX + READ_OCTETS)
     + TLS_OCTETS_MAX
     + TEMPLATE_FIELDS_MAX * size_of::<FieldSpecifier>()
-    + (TEMPLATES_MAX + DOMAINS_MAX) * ENTRY_OCTETS;
+    + (TEMPLATES_MAX + DOMAINS_MAX) * ENTRY_OCTETS
+    + 2 * PENDING_MAX * ACK_OCTETS
+    + 2 * UNREAD_ACKS_OCTETS;
 
 /// Why an address is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -30,7 +30,7 @@ pub const TURN_OCTETS: usize = 256 * 1024;
 /// What an idle connection's buffer may keep, octets.
 const BUFFER_KEPT: usize = 16 * 1024;
 /// Octets of acknowledgements that a probe may leave unread.
-const UNREAD_ACKS_OCTETS: usize = 64 * 1024;
+pub const UNREAD_ACKS_OCTETS: usize = 64 * 1024;
 /// Octets of one read.
 pub const READ_OCTETS: usize = 64 * 1024;
 
