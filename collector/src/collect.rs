@@ -46,12 +46,13 @@ impl Records {
     }
 }
 
-/// Appends the rows that one Data Record makes.
+/// Appends the rows that one Data Record makes: it was received at `now_ms`, and its Message made at `made_ms`, which is when
+/// books were as it says.
 pub fn collect(
     origin: &Origin,
     header: &MessageHeader,
     record: &DataRecord<'_>,
-    now_ms: u64,
+    (now_ms, made_ms): (u64, u64),
     rows: &mut Vec<Row>,
     records: &mut Records,
 ) {
@@ -67,12 +68,12 @@ pub fn collect(
                 Process::Metering => "metering",
                 Process::Exporting => "exporting",
             };
-            rows.push(book(origin, header, now_ms, process, process_id, name, value));
+            rows.push(book(origin, header, made_ms, process, process_id, name, value));
         }
         Mapped::Statistics(statistics) => {
             records.statistics += 1;
             let row = |(name, value): (&str, u64)| {
-                book(origin, header, now_ms, "statistics", statistics.process_id, name.to_owned(), value)
+                book(origin, header, made_ms, "statistics", statistics.process_id, name.to_owned(), value)
             };
             rows.extend(terms(&statistics).map(row));
         }

@@ -30,6 +30,7 @@ pub struct Session {
     lost: u64,
     lines: u32,
     quiet: bool,
+    may_be_late: bool,
 }
 
 /// How a session came to be, for its first line in the log.
@@ -66,6 +67,7 @@ impl Session {
             lost: 0,
             lines: 0,
             quiet,
+            may_be_late: false,
         };
         log::log!(session.level(), "session {session}: site {}{detail}", session.origin.site);
         counts.session_row(session.row("start", now_ms, String::new()), rows);
@@ -89,9 +91,11 @@ impl Session {
         self.messages += 1;
         self.octets += octets;
         let (before, mut kinds) = (rows.len(), Records::default());
-        let origin = &self.origin;
-        let each =
-            |header: &MessageHeader, record: DataRecord<'_>| collect(origin, header, &record, now_ms, rows, &mut kinds);
+        let (origin, may_be_late) = (&self.origin, self.may_be_late);
+        let each = |header: &MessageHeader, record: DataRecord<'_>| {
+            let made_ms = if may_be_late { made_ms(header, now_ms) } else { now_ms };
+            collect(origin, header, &record, (now_ms, made_ms), rows, &mut kinds);
+        };
         let received = match self.decoder.receive(message, each) {
             Ok(received) => received,
             Err(malformed) => {
@@ -129,6 +133,11 @@ impl Session {
             }
             Err(_) => counts.messages_malformed += 1,
         }
+    }
+
+    /// Its Messages may have waited at the probe: books in them are of when they were made.
+    pub fn expect_late(&mut self) {
+        self.may_be_late = true;
     }
 
     /// The site whose traffic it brings.
@@ -192,6 +201,15 @@ impl Session {
             octets: self.octets,
             note,
         }
+    }
+}
+
+/// When a Message was made: by its Export Time, which is in seconds, where it waited for longer than that; else now.
+fn made_ms(header: &MessageHeader, now_ms: u64) -> u64 {
+    const LATE_MS: u64 = 2_000;
+    match u64::from(header.export_time) * 1000 {
+        made_ms if made_ms + LATE_MS < now_ms => made_ms + now_ms % 1000,
+        _ => now_ms,
     }
 }
 

@@ -561,7 +561,10 @@ fn delivered(
         }
     };
     match (frame, delivery) {
-        (FromProbe::Hello(probe), none @ None) => *none = Some(Delivery::new(session.site().clone(), probe)),
+        (FromProbe::Hello(probe), none @ None) => {
+            session.expect_late();
+            *none = Some(Delivery::new(session.site().clone(), probe));
+        }
         (FromProbe::Hello(_), Some(_)) => return Err(End::Session("a second HELLO".into())),
         (_, None) => return Err(End::Session("it has not said HELLO".into())),
         (FromProbe::Message { number: 0, message, .. }, Some(_)) => unnumbered(session, message, context),

@@ -186,7 +186,7 @@ impl World {
             return false;
         }
         for _ in 0..most {
-            let Some((id, message)) = self.outbox.next() else { return false };
+            let Some((id, message)) = self.outbox.next_message() else { return false };
             self.collector.take(id, &message.bytes);
         }
         true
@@ -335,7 +335,7 @@ fn damage_on_disk_is_found_and_counted_and_the_rest_arrives() {
     let (_, mut outbox) = start(dir.path(), true, 1 << 20, 1 << 30, 2, false);
     let mut collector = Collector { session: Some(TransportSession::new(Transport::Stream)), ..Collector::default() };
     outbox.begin_session();
-    while let Some((id, message)) = outbox.next() {
+    while let Some((id, message)) = outbox.next_message() {
         collector.take(id, &message.bytes);
     }
     collector.store().into_iter().for_each(|ack| outbox.acknowledge(ack));

@@ -232,7 +232,7 @@ impl Lane {
         self.repeat_templates(now);
         let Some(session) = self.active.and_then(|active| self.sessions.get_mut(active)) else { return };
         while session.has_room() {
-            let Some((id, message)) = self.outbox.next() else { break };
+            let Some((id, message)) = self.outbox.next_message() else { break };
             session.send(id, &message.bytes);
             self.counters.messages.add(1);
             self.counters.octets.add(message.bytes.len() as u64);

@@ -190,7 +190,7 @@ impl Outbox {
     }
 
     /// The next Message to send with its id, Templates before what they describe; its sequence number is this session's.
-    pub fn next(&mut self) -> Option<(Id, Message)> {
+    pub fn next_message(&mut self) -> Option<(Id, Message)> {
         if self.before.is_empty() {
             if self.described.is_some() {
                 return self.described.take();
@@ -233,7 +233,7 @@ impl Outbox {
 
     fn next_of_backlog(&mut self) -> Option<Numbered> {
         let before = self.first();
-        let Drained { epoch, number, message, templates } = self.spool.as_mut()?.next(before)?;
+        let Drained { epoch, number, message, templates } = self.spool.as_mut()?.next_waiting(before)?;
         Some((Id { epoch, number }, message, templates))
     }
 

@@ -411,42 +411,48 @@ impl Spool {
     }
 
     /// The oldest Message that waits, of this process's only those with a number below `before`; it counts as sent.
-    pub fn next(&mut self, before: u64) -> Option<Drained> {
+    pub fn next_waiting(&mut self, before: u64) -> Option<Drained> {
+        let (at, place) = self.find_waiting(before)?;
+        let segment = &mut self.segments[at];
+        let entry = segment.index.as_mut().map(|index| &mut index[place])?;
+        entry.state = State::Sent;
+        let (entry, epoch, number) = (*entry, segment.epoch, segment.first + place as u64);
+        let templates = segment.templates.clone()?;
+        match self.read(at, entry) {
+            Ok(bytes) => {
+                let message = Message { bytes, flows: entry.flows, records: entry.records };
+                Some(Drained { epoch, number, message, templates })
+            }
+            Err(error) => {
+                // The next call goes on with the one after it.
+                log::error!("a spooled Message is lost: {error}");
+                self.damaged(at, place);
+                None
+            }
+        }
+    }
+
+    /// The segment, and the place in it.
+    fn find_waiting(&mut self, before: u64) -> Option<(usize, usize)> {
         for at in 0..self.segments.len() {
             if self.segments[at].epoch == self.epoch && self.segments[at].first >= before {
                 return None;
             }
             self.load(at);
             let segment = &mut self.segments[at];
-            let index = segment.index.as_mut()?;
+            let index = segment.index.as_ref()?;
             let waits = |entry: &Entry| entry.state == State::Waiting;
             let place = index[segment.cursor..].iter().position(waits).map(|place| segment.cursor + place);
             segment.cursor = place.unwrap_or(index.len());
-            let Some(place) = place else { continue };
-            let number = segment.first + place as u64;
-            if segment.epoch == self.epoch && number >= before {
-                return None;
-            }
-            index[place].state = State::Sent;
-            let (entry, epoch) = (index[place], segment.epoch);
-            let templates = segment.templates.clone()?;
-            match self.read(at, entry) {
-                Ok(bytes) => {
-                    let message = Message { bytes, flows: entry.flows, records: entry.records };
-                    return Some(Drained { epoch, number, message, templates });
-                }
-                Err(error) => {
-                    log::error!("a spooled Message is lost: {error}");
-                    self.damaged(at, place);
-                    // The next step goes on with the one after it.
-                    return None;
-                }
+            if let Some(place) = place {
+                let in_memory = segment.epoch == self.epoch && segment.first + place as u64 >= before;
+                return (!in_memory).then_some((at, place));
             }
         }
         None
     }
 
-    /// Whether [`Spool::next`] may have something.
+    /// Whether [`Spool::next_waiting`] may have something.
     pub fn has_waiting(&self, before: u64) -> bool {
         self.segments.iter().any(|segment| {
             let left = segment.index.as_ref().is_none_or(|index| segment.cursor < index.len());
