@@ -308,10 +308,16 @@ pub fn open_collectors(plan: &Plan) -> Result<(Collectors, Exports), Box<dyn Err
     }
     let any_tls = queues(plan).iter().flat_map(|(_, endpoints)| endpoints).any(|to| to.scheme == Scheme::Tls);
     let certificates = any_tls.then(|| Client::new(plan.tls.clone()).map(Arc::new)).transpose()?;
+    let options = LaneOptions {
+        books_interval: plan.books_interval,
+        template_interval: plan.template_interval,
+        drain_timeout: plan.drain_timeout,
+        started_ms: now_ms,
+    };
     let (mut lanes, mut exports) = (Vec::new(), Vec::new());
     for (index, (name, endpoints)) in queues(plan).into_iter().enumerate() {
         let counters = Arc::<ExportCounters>::default();
-        lanes.push(open_lane(plan, index, (&name, &endpoints), &identity, &certificates, counters.clone())?);
+        lanes.push(open_lane(plan, &options, index, (&name, &endpoints), &identity, &certificates, counters.clone())?);
         exports.push((name, counters));
     }
     let spread = if plan.export == ExportChoice::Balance { Spread::Balance } else { Spread::All };
@@ -320,6 +326,7 @@ pub fn open_collectors(plan: &Plan) -> Result<(Collectors, Exports), Box<dyn Err
 
 fn open_lane(
     plan: &Plan,
+    options: &LaneOptions,
     index: usize,
     (name, endpoints): (&str, &[Endpoint]),
     identity: &Identity,
@@ -341,16 +348,10 @@ fn open_lane(
     let sessions =
         endpoints.iter().map(|endpoint| Session::new(session_options(plan, endpoint, identity, certificates), now));
     let gap = identity.gap.map(|gap| (if gap.killed { "gap.killed_ms" } else { "gap.stopped_ms" }, gap.ms));
-    let options = LaneOptions {
-        books_interval: plan.books_interval,
-        template_interval: plan.template_interval,
-        drain_timeout: plan.drain_timeout,
-        started_ms: unix_ms(),
-    };
     Ok(Lane::new(
         Parts {
             index,
-            options,
+            options: options.clone(),
             process,
             outbox: Outbox::new(identity.epoch, plan.buffer_octets, templates, spool),
             sessions: sessions.collect::<Result<_, _>>()?,
