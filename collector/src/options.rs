@@ -71,6 +71,9 @@ pub struct ServiceOptions {
     /// Cipher suites to offer, or help to list them [default: all that are listed]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub tls_ciphers: Vec<String>,
+    /// Admit only whom a [[site]] table lists: by its certificate's name, or where it has none by its address
+    #[arg(long)]
+    pub listed_sites_only: bool,
     /// Connections of one address at once (of IPv6: of a /64) [default: 256]
     #[arg(long, value_name = "N")]
     pub sessions_per_address: Option<usize>,

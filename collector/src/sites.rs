@@ -48,6 +48,7 @@ pub fn check_site_name(name: &str) -> Result<(), SiteError> {
 pub struct Sites {
     tables: Vec<Site>,
     addresses: HashSet<Arc<str>>,
+    listed_only: bool,
 }
 
 #[derive(Debug)]
@@ -81,31 +82,45 @@ impl Sites {
             }
             sites.push(site);
         }
-        Ok(Sites { tables: sites, addresses: HashSet::new() })
+        Ok(Sites { tables: sites, addresses: HashSet::new(), listed_only: false })
     }
 
-    /// The site of a client certificate's name: the table that lists it, else the name itself.
+    /// Admits only whom a table lists, by the certificate's name or the address (RFC 7011, 11.3).
+    pub fn listed_only(self, listed_only: bool) -> Sites {
+        Sites { listed_only, ..self }
+    }
+
+    fn unlisted(&self, who: &str) -> Result<(), SiteError> {
+        match self.listed_only {
+            true => Err(SiteError(format!("{who} is listed in no [[site]] table, and --listed-sites-only is set"))),
+            false => Ok(()),
+        }
+    }
+
+    /// The site of a client certificate's name: the table that lists it or bears it, else the name itself.
     ///
     /// # Errors
-    /// No table lists it, and it cannot name a site.
+    /// No table lists it, and it cannot name a site, or only listed ones are admitted.
     pub fn of_name(&self, name: &str) -> Result<Arc<str>, SiteError> {
         let lists = |site: &&Site| site.names.iter().any(|listed| listed.eq_ignore_ascii_case(name));
-        match self.tables.iter().find(lists) {
+        let bears = |site: &&Site| *site.name == *name;
+        match self.tables.iter().find(lists).or_else(|| self.tables.iter().find(bears)) {
             Some(site) => Ok(site.name.clone()),
-            None => check_site_name(name).map(|()| name.into()),
+            None => check_site_name(name).and_then(|()| self.unlisted(name)).map(|()| name.into()),
         }
     }
 
     /// The site of a peer without a certificate: the first table whose networks hold its address, else the address itself.
     ///
     /// # Errors
-    /// No table holds it, and [`ADDRESS_SITES_MAX`] addresses are sites already.
+    /// No table holds it, and [`ADDRESS_SITES_MAX`] addresses are sites already, or only listed ones are admitted.
     pub fn of_address(&mut self, address: IpAddr) -> Result<Arc<str>, SiteError> {
         let address = address.to_canonical();
         let holds = |site: &&Site| site.networks.iter().any(|network| network.contains(address));
         if let Some(site) = self.tables.iter().find(holds) {
             return Ok(site.name.clone());
         }
+        self.unlisted(&address.to_string())?;
         let name = address.to_string().replace(':', "-");
         if let Some(known) = self.addresses.get(name.as_str()) {
             return Ok(known.clone());
@@ -154,6 +169,11 @@ mod tests {
         for (name, site) in [("Tokyo.Example", "tokyo"), ("osaka", "osaka"), ("Osaka_2.example", "Osaka_2.example")] {
             assert_eq!(sites.of_name(name).as_deref(), Ok(site), "{name}");
         }
+        let mut listed = Sites::new(&tables).expect("valid").listed_only(true);
+        assert!(listed.of_name("tokyo.example").is_ok() && listed.of_name("lab").is_ok());
+        assert!(listed.of_name("osaka").is_err_and(|error| error.to_string().contains("--listed-sites-only")));
+        assert!(listed.of_address("192.0.2.9".parse().expect("an address")).is_ok());
+        assert!(listed.of_address("198.51.100.1".parse().expect("an address")).is_err());
         for name in ["", ".", "..", ".hidden", "a/b", "../x", "*.example", "a b", "名古屋", "a\0", &"x".repeat(201)]
         {
             assert!(sites.of_name(name).is_err(), "{name:?}");

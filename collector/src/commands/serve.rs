@@ -78,7 +78,7 @@ fn listen_options(options: &ServiceOptions, hangup: Hangup) -> Result<ListenOpti
         tls: pair.clone().map(Server::new).transpose()?.map(Arc::new),
         hangup,
         side: pair.map_or(Side::Server { client_ca: None }, |tls| tls.side()),
-        sites: Sites::new(&options.site)?,
+        sites: Sites::new(&options.site)?.listed_only(options.listed_sites_only),
         sessions_per_address: options.sessions_per_address.unwrap_or(SESSIONS_PER_ADDRESS),
         drain_timeout: options.drain_timeout.unwrap_or(DRAIN_TIMEOUT).0,
     })
