@@ -352,11 +352,16 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let proxy = Proxy::start(1).unwrap();
         proxy.lead_to(listener.local_addr().unwrap().port());
-        let probe = TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port())).unwrap();
-        let (collector, _) = listener.accept().unwrap();
+        let mut probe = TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port())).unwrap();
+        let (mut collector, _) = listener.accept().unwrap();
         for end in [&probe, &collector] {
             end.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         }
+        // Only what carries octets both ways can be cut.
+        probe.write_all(b"?").unwrap();
+        assert_eq!(hear(&mut collector), "?");
+        collector.write_all(b"!").unwrap();
+        assert_eq!(hear(&mut probe), "!");
         (proxy, probe, collector, listener)
     }
 
