@@ -214,7 +214,8 @@ impl World {
             return;
         }
         self.disconnect();
-        self.dropped += self.losses();
+        // What a full spool let go was in memory alone.
+        self.dropped += self.losses() + self.outbox.held().flows;
         self.killed.extend(self.begun.drain(..));
         self.epoch += 1;
         let full = self.random.below(2) == 0;
