@@ -188,6 +188,7 @@ impl Outbox {
     }
 
     /// The next Message to send with its id, Templates before what they describe; its sequence number is this session's.
+    #[allow(clippy::should_implement_trait)] // It is no iterator: after none more may come.
     pub fn next(&mut self) -> Option<(Id, Message)> {
         if self.before.is_empty() {
             if self.described.is_some() {

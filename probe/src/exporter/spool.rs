@@ -384,13 +384,11 @@ impl Spool {
 
     /// Notes that a Message of this process was sent.
     pub fn sent(&mut self, number: u64) {
-        let segments = self.segments.iter_mut().rev().take_while(|segment| segment.epoch == self.epoch);
-        for segment in segments.filter(|segment| segment.first <= number) {
-            let entry = segment.index.as_mut().and_then(|index| index.get_mut((number - segment.first) as usize));
-            if let Some(entry) = entry.filter(|entry| entry.state == State::Waiting) {
-                entry.state = State::Sent;
-            }
-            return;
+        let mut own = self.segments.iter_mut().rev().take_while(|segment| segment.epoch == self.epoch);
+        let Some(segment) = own.find(|segment| segment.first <= number) else { return };
+        let entry = segment.index.as_mut().and_then(|index| index.get_mut((number - segment.first) as usize));
+        if let Some(entry) = entry.filter(|entry| entry.state == State::Waiting) {
+            entry.state = State::Sent;
         }
     }
 
