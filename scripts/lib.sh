@@ -15,7 +15,7 @@ BUILD_PACKAGES=(gcc libc6-dev make clang llvm libelf-dev zlib1g-dev m4 pkg-confi
 
 # What the tests are judged by, and what their laboratories take.
 TEST_PACKAGES=(tshark tcpdump nfdump softflowd tcpreplay ethtool iproute2 procps systemd python3 python3-venv jq faketime
-    libfixbuf-dev python3-ipfix openssl)
+    libfixbuf-dev libfixbuf-tools python3-ipfix openssl)
 
 if [[ -t 2 && -z ${NO_COLOR:-} && ${TERM:-dumb} != dumb ]]; then
     BOLD=$'\e[1m' GREEN=$'\e[32m' YELLOW=$'\e[33m' RED=$'\e[31m' PLAIN=$'\e[0m'

@@ -271,12 +271,6 @@ pub fn run(program: &str, arguments: &[&str]) -> io::Result<Output> {
     Command::new(built(program)).args(arguments).output()
 }
 
-/// Whether a program has an option, by its own help.
-pub fn knows(program: &Path, option: &str) -> bool {
-    let help = Command::new(program).arg("--help").output();
-    help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains(option))
-}
-
 /// The books that a program wrote to `--stats-json`.
 ///
 /// # Panics

@@ -4,7 +4,7 @@
 
 use crate::faults::check::{Stored, Verdict, judge};
 use crate::faults::feed::Feed;
-use crate::lab::{LISTENING, Metrics, Pki, Program, built, collector_arguments, knows};
+use crate::lab::{LISTENING, Metrics, Pki, Program, built, collector_arguments};
 use crate::plot::{Panel, lines};
 use nagare_service::units::grouped;
 use serde_json::{Value, json};
@@ -112,15 +112,11 @@ fn collector(pki: &Pki, directory: &Path, port: &str) -> Program {
 }
 
 fn probe_command(pki: &Pki, directory: &Path, port: &str) -> Command {
-    let program = built("nagare-probe");
-    let mut command = Command::new(&program);
+    let mut command = Command::new(built("nagare-probe"));
     command.args(["-i", "-", "--collector", &format!("tls://localhost:{port}"), "--reconnect", "1s"]);
     command.args(["--idle-timeout", "1s", "--drain-timeout", "10m", "--metrics", "127.0.0.1:0"]);
+    command.arg("--spool").arg(directory.join("spool"));
     command.args(pki.probe(SITE)).stdout(std::process::Stdio::null());
-    match knows(&program, "--spool") {
-        true => command.arg("--spool").arg(directory.join("spool")),
-        false => command.args(["--buffer", "2G"]),
-    };
     command
 }
 

@@ -101,7 +101,8 @@ impl Stored {
         self.len() == 0
     }
 
-    fn count(&self, number: u64) -> u8 {
+    /// How many rows a conversation has.
+    pub fn count(&self, number: u64) -> u8 {
         self.rows.get(number as usize).copied().unwrap_or(0)
     }
 }

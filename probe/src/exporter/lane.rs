@@ -146,7 +146,7 @@ impl Lane {
     pub fn step(&mut self, registry: &Registry, wake: &Arc<dyn Fn() + Send + Sync>, now: Instant, books: &ProbeBooks) {
         for at in 0..self.sessions.len() {
             // A stand-in is tried when all before it have failed, and left alone while one of them is there.
-            let wanted = self.sessions[..at].iter().all(|better| !better.is_fresh() && !better.is_open());
+            let wanted = self.sessions[..at].iter().all(|better| better.is_away() && !better.is_open());
             let session = &mut self.sessions[at];
             let idle = !session.is_open() && !session.is_trying() && !session.is_closing();
             if !wanted && self.active != Some(at) && idle {
@@ -374,7 +374,7 @@ impl Lane {
         }
         if !self.has_session() {
             // What is safe on disk need not wait for a collector that is away.
-            let trying = self.sessions.iter().any(|session| session.is_trying() || session.is_fresh());
+            let trying = self.sessions.iter().any(|session| session.is_trying() || session.may_come());
             return !trying && (self.outbox.is_empty() || self.outbox.is_spooled());
         }
         self.hurry(now);

@@ -108,6 +108,8 @@ pub struct Session {
     /// The collector spoke the delivery layer when it was last reached, and how many attempts have failed since.
     delivers: bool,
     failures: u32,
+    /// The last session was lost, and none has been got since.
+    lost: bool,
     /// It is closing now, and may be opened again.
     comes_back: bool,
 }
@@ -147,6 +149,7 @@ impl Session {
             attempted: now,
             delivers: false,
             failures: 0,
+            lost: false,
             comes_back: false,
         })
     }
@@ -193,8 +196,13 @@ impl Session {
         }
     }
 
-    /// Whether no attempt has failed since a session stood, or ever.
-    pub fn is_fresh(&self) -> bool {
+    /// Whether the collector is away: a session was lost, or an attempt failed, since the last one was got.
+    pub fn is_away(&self) -> bool {
+        self.lost || self.failures > 0
+    }
+
+    /// Whether no attempt has failed since a session stood, or ever: the next one may well succeed.
+    pub fn may_come(&self) -> bool {
         self.failures == 0
     }
 
@@ -416,7 +424,7 @@ impl Session {
     }
 
     fn opened(&mut self, how: &str) -> Change {
-        self.failures = 0;
+        (self.failures, self.lost) = (0, false);
         log::info!("connected to {} ({how})", self.options.endpoint);
         if self.tls.as_ref().is_some_and(|(client, _)| client.options().insecure) {
             log::warn!(
@@ -435,7 +443,10 @@ impl Session {
         }
         let random = (ahash::RandomState::new().hash_one(now) % 1024) as u32;
         let reconnect = self.reconnect();
-        self.failures = self.failures.saturating_add(1);
+        match self.is_open() {
+            true => self.lost = true,
+            false => self.failures = self.failures.saturating_add(1),
+        }
         let earliest = (self.attempted + reconnect).saturating_duration_since(now);
         let delay = earliest + reconnect / 4 * random / 1024;
         log::warn!("{}: {why}; next attempt in {:.1} s", self.options.endpoint, delay.as_secs_f32());
