@@ -11,9 +11,11 @@ use nagare_service::tls::{self, ClientTls};
 use nagare_wire::delivery::{ALPN, Ack, FromProbe, ProbeId};
 use program::*;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use std::cell::Cell;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
@@ -319,12 +321,15 @@ fn octets_and_numbers_at_will_harm_their_own_site_alone() {
         ends(arena.osaka(), &noise(5000));
         ends(arena.delivery("osaka", 2), &noise(5000));
         ends(arena.delivery("osaka", 2), &[&frames(&[FromProbe::Hello(PROBE)])[..], &[9; 20]].concat());
+        arena.collector.logged("a delivery frame of the unknown type 9");
     });
     let data = messages(0..10, 2).remove(0);
     let numbered = |epoch, number| FromProbe::Message { epoch, number, message: &data };
     arena.attack(("frames out of turn", "the session ends"), ("connections", "ended"), 2, |arena| {
         ends(arena.delivery("osaka", 2), &frames(&[numbered(1, 1)]));
+        arena.collector.logged("it has not said HELLO");
         ends(arena.delivery("osaka", 2), &frames(&[FromProbe::Hello(PROBE), FromProbe::Hello(PROBE)]));
+        arena.collector.logged("a second HELLO");
     });
     let empty = message(9, 0, &[]);
     arena.attack(("every other number", "4096 wait, then the session ends"), ("connections", "ended"), 1, |arena| {
@@ -403,18 +408,27 @@ fn certificates_say_who_it_is_while_they_hold() {
     });
     arena.attack(("names that are no site's", "refused"), ("connections", "refuse.site"), 2, |arena| {
         for (file, name) in [("nul", "tokyo\0.example"), ("wild", "*.example")] {
-            let identity = common_name_pair(&arena.pki, file, name);
+            let identity = common_name_pair(&arena.pki, file, name, 1);
             ends(secure(arena.collector.tcp_from("tls", 2), &arena.pki, Some(identity)), &messages(0..10, 3).concat());
         }
     });
-    arena.attack(("another CA, a revoked certificate", "refused"), ("connections", "refuse.tls"), 2, |arena| {
-        let other = arena.dir.path().join("other");
-        std::fs::create_dir(&other).expect("made");
-        let (other, _) = pki(&other, &["tokyo"]);
-        for identity in [pair(&other, "tokyo"), pair(&arena.pki, "nagoya")] {
-            ends(secure(arena.collector.tcp_from("tls", 2), &arena.pki, identity), &messages(0..10, 3).concat());
-        }
-    });
+    arena.attack(
+        ("another CA, a revoked certificate, an expired one", "refused"),
+        ("connections", "refuse.tls"),
+        3,
+        |arena| {
+            let other = arena.dir.path().join("other");
+            std::fs::create_dir(&other).expect("made");
+            let (other, _) = pki(&other, &["tokyo"]);
+            let expired = common_name_pair(&arena.pki, "expired", "tokyo", -1);
+            for identity in [pair(&other, "tokyo"), pair(&arena.pki, "nagoya"), Some(expired)] {
+                ends(secure(arena.collector.tcp_from("tls", 2), &arena.pki, identity), &messages(0..10, 3).concat());
+            }
+            for told in ["is not signed by any CA in ", "is revoked by its CA", "expired at"] {
+                arena.collector.logged(told);
+            }
+        },
+    );
     arena.attack(("a broken key file and SIGHUP", "the old pair stays"), ("", "tls_reload_failures"), 1, |arena| {
         let key = arena.pki.join("collector-key.pem");
         let good = std::fs::read(&key).expect("read");
@@ -423,6 +437,17 @@ fn certificates_say_who_it_is_while_they_hold() {
         arena.collector.logged("collector-key.pem");
         taken(arena.osaka(), &[]);
         std::fs::write(&key, good).expect("written");
+    });
+    arena.attack(("a new pair and SIGHUP", "new sessions have it, live ones go on"), ("", "tls_reloads"), 1, |arena| {
+        let shown = |stream: &Tls| stream.conn.peer_certificates().expect("a chain")[0].clone();
+        let live = arena.osaka();
+        output(&["pki", "renew", "--dir", arena.pki.to_str().expect("text")]);
+        arena.collector.signal("-HUP");
+        arena.collector.logged("new sessions use it");
+        let new = arena.osaka();
+        assert_ne!(shown(&live), shown(&new), "the new pair");
+        taken(new, &[]);
+        taken(live, &messages(20..30, 2).concat());
     });
     arena.attack(
         ("a session of a certificate that is revoked", "ends at once"),
@@ -443,5 +468,63 @@ fn certificates_say_who_it_is_while_they_hold() {
     let (_dir, remains) = arena.end();
     assert!(remains.figure("tls_resumed") > 0);
     let sites = sql(&remains.dir, "SELECT domain, site, count(*) FROM flows WHERE domain > 1 GROUP BY 1, 2");
-    assert_eq!(sites, ["2,osaka,20"], "each once, and under the certificate's own site");
+    assert_eq!(sites, ["2,osaka,30"], "each once, and under the certificate's own site");
+}
+
+/// What openssl says to the collector, with a certificate of osaka; `None` where there is no openssl.
+fn openssl(arena: &Arena, options: &[&str], said: &[u8]) -> Option<String> {
+    let (cert, key) = pair(&arena.pki, "osaka").expect("issued");
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-connect", &arena.collector.addresses["tls"].to_string()]).args(options);
+    command.arg("-CAfile").arg(arena.pki.join("ca.pem")).arg("-cert").arg(cert).arg("-key").arg(key);
+    let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut child = match spawned {
+        Ok(child) => child,
+        Err(error) => {
+            assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "nothing may be skipped where CI=true");
+            println!("skipped: openssl: {error}");
+            return None;
+        }
+    };
+    let mut to = child.stdin.take().expect("piped");
+    to.write_all(said).ok(); // Its handshake may have failed already.
+    // It reads what it is told only while its input is open, and ends by itself where it is refused.
+    let begun = Instant::now();
+    while child.try_wait().expect("waited for").is_none() {
+        assert!(begun.elapsed() < PATIENCE, "openssl is refused and ends");
+        thread::sleep(Duration::from_millis(20));
+    }
+    drop(to);
+    let output = child.wait_with_output().expect("ended");
+    Some([output.stdout, output.stderr].iter().map(|bytes| String::from_utf8_lossy(bytes)).collect())
+}
+
+#[test]
+fn nobody_is_talked_down() {
+    let mut arena = Arena::new(|_| Vec::new());
+    let missing = Cell::new(false);
+    let refused = |arena: &Arena, options: &[&str], said: &[u8], told: &str| match openssl(arena, options, said) {
+        Some(text) => assert!(text.contains(told), "{options:?}: {text}"),
+        None => missing.set(true),
+    };
+    arena.attack(
+        ("TLS 1.0, TLS 1.1, suites without encryption", "refused"),
+        ("connections", "refuse.tls"),
+        2,
+        |arena| {
+            for minor in [1, 2] {
+                ends(arena.collector.tcp_from("tls", 2), &client_hello(minor, &[0xc02b, 0x2f]));
+            }
+            for options in [["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"], ["-tls1_2", "-cipher", "NULL:@SECLEVEL=0"]] {
+                refused(arena, &options, b"", "alert handshake failure");
+            }
+        },
+    );
+    arena.attack(("renegotiation of TLS 1.2", "refused"), ("connections", "ended"), 1, |arena| {
+        refused(arena, &["-tls1_2"], b"R\n", "no renegotiation");
+    });
+    let (_dir, remains) = arena.end();
+    let by_openssl = if missing.get() { (0, 0) } else { (2, 1) };
+    assert_eq!(remains.book("connections", "refuse.tls"), 2 + by_openssl.0);
+    assert_eq!(remains.book("connections", "ended"), 1 + by_openssl.1, "the honest session, and the one that was open");
 }

@@ -249,7 +249,7 @@ fn probes_without_the_right_certificate_are_refused() {
     let path = other.to_str().expect("text");
     output(&["pki", "init", "--dir", path, "--name", "other.example"]);
     output(&["pki", "issue", "--dir", path, "--site", "tokyo"]);
-    let wild = common_name_pair(&pki, "wild", "../../etc");
+    let wild = common_name_pair(&pki, "wild", "../../etc", 1);
     let collector = Collector::start(dir.path(), &["tls"], &texts(&options));
     let cases = [
         (None, "demands a client certificate", "presented no client certificate, and --tls-client-ca demands one"),

@@ -323,7 +323,7 @@ fn c41_nothing_is_taken_from_an_unverified_exporter() {
     let (other, _) = program::pki(&other, &["tokyo"]);
     // Another CA's, the collector's own (which is no client's), and one whose name can be nobody's site.
     let server = Some((pki.join("collector.pem"), pki.join("collector-key.pem")));
-    let nobody = Some(common_name_pair(&pki, "nobody", "../tokyo"));
+    let nobody = Some(common_name_pair(&pki, "nobody", "../tokyo", 1));
     for identity in [pair(&other, "tokyo"), server, nobody] {
         admitted(&collector, &pki, identity);
     }
@@ -341,8 +341,8 @@ fn c42_authorised_exporters_may_be_listed_by_common_name() {
         std::fs::write(&config, "[[site]]\nname = 'tokyo'\nexporters = ['Probe 7, third floor']\n").expect("written");
         vec!["--config".into(), config.to_str().expect("text").into()]
     });
-    assert!(admitted(&collector, &pki, Some(common_name_pair(&pki, "listed", "Probe 7, third floor"))));
-    admitted(&collector, &pki, Some(common_name_pair(&pki, "other", "Probe 8, third floor")));
+    assert!(admitted(&collector, &pki, Some(common_name_pair(&pki, "listed", "Probe 7, third floor", 1))));
+    admitted(&collector, &pki, Some(common_name_pair(&pki, "other", "Probe 8, third floor", 1)));
     collector.logged("\"Probe 8, third floor\" cannot name a site");
     let remains = collector.stop();
     assert_eq!(sql(&remains.dir, "SELECT site FROM flows"), ["tokyo"]);

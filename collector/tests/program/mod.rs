@@ -283,8 +283,8 @@ pub fn pair(pki: &Path, site: &str) -> Option<(PathBuf, PathBuf)> {
     Some((sites.join(format!("{site}.pem")), sites.join(format!("{site}-key.pem"))))
 }
 
-/// A client pair of the PKI's CA with a Common Name and no subjectAltName.
-pub fn common_name_pair(pki: &Path, file: &str, common_name: &str) -> (PathBuf, PathBuf) {
+/// A client pair of the PKI's CA with a Common Name and no subjectAltName, valid for so many days from now.
+pub fn common_name_pair(pki: &Path, file: &str, common_name: &str, days: i64) -> (PathBuf, PathBuf) {
     use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair};
     let read = |name: &str| std::fs::read_to_string(pki.join(name)).expect("read");
     let ca_key = KeyPair::from_pem(&read("ca-key.pem")).expect("a key");
@@ -292,6 +292,8 @@ pub fn common_name_pair(pki: &Path, file: &str, common_name: &str) -> (PathBuf, 
     let mut params = CertificateParams::new(Vec::<String>::new()).expect("no names");
     params.distinguished_name.push(DnType::CommonName, common_name);
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let now = time::OffsetDateTime::now_utc();
+    (params.not_before, params.not_after) = (now - time::Duration::days(9), now + time::Duration::days(days));
     let key = KeyPair::generate().expect("a key");
     let certificate = params.signed_by(&key, &issuer).expect("signed");
     let files = (pki.join(format!("{file}.pem")), pki.join(format!("{file}-key.pem")));
