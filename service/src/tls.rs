@@ -120,7 +120,7 @@ impl Identity {
 /// # Errors
 /// A file cannot be read or holds nothing usable, or the key is not the certificate's.
 pub fn client_config(tls: &ClientTls) -> Result<Arc<ClientConfig>, TlsError> {
-    Ok(kit::Kit::load(tls).map(|kit: ClientKit| kit.config())?)
+    kit::Kit::load(tls).map(|kit: ClientKit| kit.config())
 }
 
 /// The server side's configuration: TLS 1.3 and 1.2, as the policy says; client certificates are demanded where `client_ca` is
