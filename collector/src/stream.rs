@@ -274,8 +274,11 @@ impl Connection {
             Err(error) => return Err(End::Tls(failed(&error))),
         };
         if let Err(error) = tls.process_new_packets() {
-            let told = explain(&error, context.side, &peer);
-            return Err(if open { self.ended(&told) } else { End::Tls(told) });
+            // Its words are those of a handshake.
+            return Err(match open {
+                true => self.ended(&format!("the connection failed: {error}")),
+                false => End::Tls(explain(&error, context.side, &peer)),
+            });
         }
         self.write_tls();
         self.establish(context)?;

@@ -323,7 +323,7 @@ fn c41_nothing_is_taken_from_an_unverified_exporter() {
     let (other, _) = program::pki(&other, &["tokyo"]);
     // Another CA's, the collector's own (which is no client's), and one whose name can be nobody's site.
     let server = Some((pki.join("collector.pem"), pki.join("collector-key.pem")));
-    let nobody = Some(common_name_pair(&pki, "nobody", "../tokyo"));
+    let nobody = Some(common_name_pair(&pki, "nobody", "../tokyo", 1));
     for identity in [pair(&other, "tokyo"), server, nobody] {
         admitted(&collector, &pki, identity);
     }
@@ -341,8 +341,8 @@ fn c42_authorised_exporters_may_be_listed_by_common_name() {
         std::fs::write(&config, "[[site]]\nname = 'tokyo'\nexporters = ['Probe 7, third floor']\n").expect("written");
         vec!["--config".into(), config.to_str().expect("text").into()]
     });
-    assert!(admitted(&collector, &pki, Some(common_name_pair(&pki, "listed", "Probe 7, third floor"))));
-    admitted(&collector, &pki, Some(common_name_pair(&pki, "other", "Probe 8, third floor")));
+    assert!(admitted(&collector, &pki, Some(common_name_pair(&pki, "listed", "Probe 7, third floor", 1))));
+    admitted(&collector, &pki, Some(common_name_pair(&pki, "other", "Probe 8, third floor", 1)));
     collector.logged("\"Probe 8, third floor\" cannot name a site");
     let remains = collector.stop();
     assert_eq!(sql(&remains.dir, "SELECT site FROM flows"), ["tokyo"]);
@@ -358,19 +358,6 @@ fn c42_authorised_exporters_may_be_listed_by_common_name() {
     assert_eq!(sql(&collector.stop().dir, "SELECT site FROM flows"), ["tokyo"]);
 }
 
-/// A ClientHello of TLS 1.2 with these cipher suites.
-fn client_hello(suites: &[u16]) -> Vec<u8> {
-    let suites: Vec<u8> = suites.iter().flat_map(|suite| suite.to_be_bytes()).collect();
-    let groups = [0, 10, 0, 4, 0, 2, 0, 23];
-    let formats = [0, 11, 0, 2, 1, 0];
-    let signatures = [0, 13, 0, 6, 0, 4, 4, 3, 8, 4];
-    let extensions = [&groups[..], &formats, &signatures].concat();
-    let counted = |bytes: &[u8]| [&(bytes.len() as u16).to_be_bytes()[..], bytes].concat();
-    let body = [&[3, 3][..], &[7; 32], &[0], &counted(&suites), &[1, 0], &counted(&extensions)].concat();
-    let handshake = [&[1, 0][..], &counted(&body)].concat();
-    [&[0x16, 3, 1][..], &counted(&handshake)].concat()
-}
-
 #[test]
 fn c43_suites_without_encryption_are_refused() {
     const HANDSHAKE: u8 = 0x16;
@@ -380,7 +367,7 @@ fn c43_suites_without_encryption_are_refused() {
     let (_dir, _, collector) = start_tls(|_| Vec::new());
     for (suites, expected) in [(&null[..], ALERT), (&[&null[..], &[0xc02b]].concat(), HANDSHAKE)] {
         let mut stream = collector.tcp("tls");
-        stream.write_all(&client_hello(suites)).expect("sent");
+        stream.write_all(&client_hello(3, suites)).expect("sent");
         let mut answer = [0; 1];
         stream.read_exact(&mut answer).expect("an answer");
         assert_eq!(answer[0], expected, "{suites:x?}");

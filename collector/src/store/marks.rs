@@ -14,6 +14,9 @@ pub const PROBES_MAX: usize = 256;
 /// Epochs of a probe that are remembered: each start of a probe that could not deliver yet is one.
 pub const EPOCHS_MAX: usize = 1024;
 
+/// Ranges of numbers, and epochs, of a site together: what its probes may cost in memory, 32 octets each, and in each commit.
+pub const RANGES_MAX: usize = 16_384;
+
 /// Gaps in the numbers of an epoch; a probe says when a gap will not be filled, so that one that keeps to the rules has few. Of
 /// more, the oldest counts as received.
 pub const GAPS_MAX: usize = 256;
@@ -36,7 +39,14 @@ pub struct Mark {
 /// All numbers received.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Marks {
-    sites: BTreeMap<Arc<str>, Vec<Probe>>,
+    sites: BTreeMap<Arc<str>, Site>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Site {
+    probes: Vec<Probe>,
+    /// Epochs and ranges of all probes.
+    ranges: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,42 +58,73 @@ struct Probe {
 impl Marks {
     /// Notes numbers as received.
     pub fn insert(&mut self, mark: &Mark) {
-        let probes = self.sites.entry(Arc::clone(&mark.site)).or_default();
-        let probe =
-            latest(probes, |probe| probe.id == mark.probe, PROBES_MAX, || Probe { id: mark.probe, epochs: Vec::new() });
-        if mark.last == WHOLE_EPOCH {
-            return probe.epochs.retain(|(epoch, _)| *epoch != mark.epoch);
+        let site = self.sites.entry(Arc::clone(&mark.site)).or_default();
+        let new = || Probe { id: mark.probe, epochs: Vec::new() };
+        if let Some(gone) = to_last(&mut site.probes, |probe| probe.id == mark.probe, PROBES_MAX, new) {
+            site.ranges -= gone.epochs.iter().map(weight).sum::<usize>();
         }
+        let Some(probe) = site.probes.last_mut() else { return };
+        if mark.last == WHOLE_EPOCH {
+            let over = probe.epochs.extract_if(.., |(epoch, _)| *epoch == mark.epoch);
+            site.ranges -= over.map(|epoch| weight(&epoch)).sum::<usize>();
+            return;
+        }
+        let known = probe.epochs.len();
         let new = || (mark.epoch, Ranges::default());
-        let (_, received) = latest(&mut probe.epochs, |(epoch, _)| *epoch == mark.epoch, EPOCHS_MAX, new);
+        let gone = to_last(&mut probe.epochs, |(epoch, _)| *epoch == mark.epoch, EPOCHS_MAX, new);
+        site.ranges += usize::from(gone.is_some() || probe.epochs.len() > known);
+        site.ranges -= gone.as_ref().map_or(0, weight);
+        let Some((_, received)) = probe.epochs.last_mut() else { return };
+        let before = received.as_slice().len();
         received.insert(mark.first, mark.last);
         if received.as_slice().len() > GAPS_MAX + 1 {
             let (first, last) = (received.as_slice()[0].0, received.as_slice()[1].1);
             received.insert(first, last);
         }
+        site.ranges = site.ranges + received.as_slice().len() - before;
+        site.forget();
     }
 
     /// Whether a number was received.
     pub fn contains(&self, site: &str, probe: &ProbeId, epoch: u64, number: u64) -> bool {
-        let probe = self.sites.get(site).and_then(|probes| probes.iter().rfind(|found| found.id == *probe));
+        let probe = self.sites.get(site).and_then(|site| site.probes.iter().rfind(|found| found.id == *probe));
         let epoch = probe.and_then(|probe| probe.epochs.iter().rfind(|(found, _)| *found == epoch));
         epoch.is_some_and(|(_, received)| received.contains(number))
     }
 }
 
-/// The item that `is` finds, moved to the end; a new one where there is none, for which the first gives way where they are `most`.
-fn latest<T>(items: &mut Vec<T>, is: impl Fn(&T) -> bool, most: usize, new: impl FnOnce() -> T) -> &mut T {
+impl Site {
+    /// Forgets what was unheard for longest, until the site keeps to its bound.
+    fn forget(&mut self) {
+        while self.ranges > RANGES_MAX {
+            let Some(oldest) = self.probes.first_mut() else { return };
+            if oldest.epochs.is_empty() {
+                self.probes.remove(0);
+            } else {
+                self.ranges -= weight(&oldest.epochs.remove(0));
+            }
+        }
+    }
+}
+
+/// What an epoch counts towards [`RANGES_MAX`].
+fn weight((_, received): &(u64, Ranges)) -> usize {
+    1 + received.as_slice().len()
+}
+
+/// Moves the item that `is` finds to the end, or puts a new one there; gives the first, which gives way where they are `most`.
+fn to_last<T>(items: &mut Vec<T>, is: impl Fn(&T) -> bool, most: usize, new: impl FnOnce() -> T) -> Option<T> {
+    let mut gone = None;
     match items.iter().rposition(is) {
-        Some(index) if index + 1 == items.len() => {}
         Some(index) => items[index..].rotate_left(1),
         None => {
             if items.len() >= most {
-                items.remove(0);
+                gone = Some(items.remove(0));
             }
             items.push(new());
         }
     }
-    items.last_mut().expect("there is one")
+    gone
 }
 
 /// [`Marks`] as they lie on disk.
@@ -108,9 +149,9 @@ impl From<&Marks> for MarksOnDisk {
         let epoch = |(epoch, received): &(u64, Ranges)| (*epoch, received.as_slice().to_vec());
         let probe = |probe: &Probe| ProbeOnDisk { probe: probe.id, epochs: probe.epochs.iter().map(epoch).collect() };
         let sites = marks.sites.iter();
-        let sites = sites.map(|(site, probes)| SiteOnDisk {
-            site: site.to_string(),
-            probes: probes.iter().filter(|probe| !probe.epochs.is_empty()).map(probe).collect(),
+        let sites = sites.map(|(name, site)| SiteOnDisk {
+            site: name.to_string(),
+            probes: site.probes.iter().filter(|probe| !probe.epochs.is_empty()).map(probe).collect(),
         });
         MarksOnDisk(sites.filter(|site| !site.probes.is_empty()).collect())
     }
@@ -176,12 +217,12 @@ mod tests {
             marks.insert(&mark("osaka", 9, 1, 2 * number, 2 * number));
         }
         assert!(marks.contains("tokyo", &[1; 16], 1, 1));
-        let osaka = &marks.sites["osaka"];
-        assert_eq!(osaka.len(), PROBES_MAX);
+        let Site { probes: osaka, ranges } = &marks.sites["osaka"];
+        assert!(osaka.len() <= PROBES_MAX && *ranges <= RANGES_MAX, "{} {ranges}", osaka.len());
+        assert_eq!(*ranges, osaka.iter().flat_map(|probe| &probe.epochs).map(weight).sum::<usize>());
+        let mut epochs = osaka.iter().flat_map(|probe| &probe.epochs);
         assert!(osaka.iter().all(|probe| probe.epochs.len() <= EPOCHS_MAX));
-        assert!(
-            osaka.iter().flat_map(|probe| &probe.epochs).all(|(_, received)| received.as_slice().len() <= GAPS_MAX + 1)
-        );
+        assert!(epochs.all(|(_, received)| received.as_slice().len() <= GAPS_MAX + 1));
         assert!(marks.contains("osaka", &[9; 16], 1, 19_998), "the newest are known");
     }
 }

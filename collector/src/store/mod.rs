@@ -20,7 +20,7 @@ mod table;
 mod writer;
 
 pub(crate) use layout::{DataFile, Hour, live_files, partitions};
-pub use marks::{EPOCHS_MAX, GAPS_MAX, Mark, Marks, PROBES_MAX};
+pub use marks::{EPOCHS_MAX, GAPS_MAX, Mark, Marks, PROBES_MAX, RANGES_MAX};
 pub use table::Table;
 
 use crossbeam_channel::{Sender, TrySendError, bounded};

@@ -5,10 +5,11 @@ use nagare_service::tls::{self, ClientTls};
 use nagare_wire::flow::{CSV_HEADER, Counters, FlowKey, FlowRecord};
 use nagare_wire::ipfix::export::MessageBuilder;
 use nagare_wire::ipfix::mapping::{Book, ExporterStatistics, Process};
-use rustls::{ClientConnection, StreamOwned};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -78,6 +79,27 @@ impl Collector {
         stream
     }
 
+    /// A connection from another address of this machine: what one address did is not held against the next.
+    pub fn tcp_from(&self, scheme: &str, host: u8) -> TcpStream {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.bind(&SocketAddr::from(([127, 0, 0, host], 0)).into()).expect("bound");
+        socket.connect(&self.addresses[scheme].into()).expect("connected");
+        socket.set_read_timeout(Some(PATIENCE)).expect("set");
+        socket.into()
+    }
+
+    /// Octets of memory that the process held at most.
+    pub fn memory_peak(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("a peak");
+        1024 * line.split_whitespace().nth(1).and_then(|text| text.parse::<u64>().ok()).expect("kibibytes")
+    }
+
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([name, &pid]).status().expect("kill is there").success());
+    }
+
     pub fn udp(&self) -> UdpSocket {
         let socket = UdpSocket::bind("127.0.0.1:0").expect("bound");
         socket.connect(self.addresses["udp"]).expect("connected");
@@ -86,8 +108,7 @@ impl Collector {
 
     /// Asks it to stop, and returns what it left: balanced books.
     pub fn stop(mut self) -> Remains {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill is there").success());
+        self.signal("-TERM");
         let mut table = String::new();
         self.child.stdout.take().expect("piped").read_to_string(&mut table).expect("read");
         let status = self.child.wait().expect("waited for");
@@ -233,15 +254,24 @@ pub fn texts(options: &[String]) -> Vec<&str> {
 }
 
 /// The client side of a TLS session for a site of the PKI, handshake done as far as the client is concerned.
-pub fn secure(
-    socket: TcpStream,
+pub fn secure<S: Read + Write>(
+    socket: S,
     pki: &Path,
     identity: Option<(PathBuf, PathBuf)>,
-) -> StreamOwned<ClientConnection, TcpStream> {
+) -> StreamOwned<ClientConnection, S> {
     let probe = ClientTls { ca: Some(pki.join("ca.pem")), identity, ..ClientTls::default() };
-    let config = tls::client_config(&probe).expect("configured");
+    secure_with(socket, tls::client_config(&probe).expect("configured"), Vec::new())
+}
+
+/// The same with a configuration that is kept, and the protocols that the client offers.
+pub fn secure_with<S: Read + Write>(
+    socket: S,
+    config: Arc<ClientConfig>,
+    protocols: Vec<Vec<u8>>,
+) -> StreamOwned<ClientConnection, S> {
     let name = tls::server_name("collector.example").expect("a name");
-    let mut stream = StreamOwned::new(ClientConnection::new(config, name).expect("a connection"), socket);
+    let connection = ClientConnection::new_with_alpn(config, name, protocols).expect("a connection");
+    let mut stream = StreamOwned::new(connection, socket);
     while stream.conn.is_handshaking() {
         stream.conn.complete_io(&mut stream.sock).expect("a handshake");
     }
@@ -253,8 +283,8 @@ pub fn pair(pki: &Path, site: &str) -> Option<(PathBuf, PathBuf)> {
     Some((sites.join(format!("{site}.pem")), sites.join(format!("{site}-key.pem"))))
 }
 
-/// A client pair of the PKI's CA with a Common Name and no subjectAltName.
-pub fn common_name_pair(pki: &Path, file: &str, common_name: &str) -> (PathBuf, PathBuf) {
+/// A client pair of the PKI's CA with a Common Name and no subjectAltName, valid for so many days from now.
+pub fn common_name_pair(pki: &Path, file: &str, common_name: &str, days: i64) -> (PathBuf, PathBuf) {
     use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair};
     let read = |name: &str| std::fs::read_to_string(pki.join(name)).expect("read");
     let ca_key = KeyPair::from_pem(&read("ca-key.pem")).expect("a key");
@@ -262,10 +292,25 @@ pub fn common_name_pair(pki: &Path, file: &str, common_name: &str) -> (PathBuf, 
     let mut params = CertificateParams::new(Vec::<String>::new()).expect("no names");
     params.distinguished_name.push(DnType::CommonName, common_name);
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let now = time::OffsetDateTime::now_utc();
+    (params.not_before, params.not_after) = (now - time::Duration::days(9), now + time::Duration::days(days));
     let key = KeyPair::generate().expect("a key");
     let certificate = params.signed_by(&key, &issuer).expect("signed");
     let files = (pki.join(format!("{file}.pem")), pki.join(format!("{file}-key.pem")));
     std::fs::write(&files.0, certificate.pem()).expect("written");
     std::fs::write(&files.1, key.serialize_pem()).expect("written");
     files
+}
+
+/// A ClientHello of a version before 1.3 (3 for TLS 1.2) with these cipher suites.
+pub fn client_hello(minor: u8, suites: &[u16]) -> Vec<u8> {
+    let suites: Vec<u8> = suites.iter().flat_map(|suite| suite.to_be_bytes()).collect();
+    let groups = [0, 10, 0, 4, 0, 2, 0, 23];
+    let formats = [0, 11, 0, 2, 1, 0];
+    let signatures = [0, 13, 0, 6, 0, 4, 4, 3, 8, 4];
+    let extensions = [&groups[..], &formats, &signatures].concat();
+    let counted = |bytes: &[u8]| [&(bytes.len() as u16).to_be_bytes()[..], bytes].concat();
+    let body = [&[3, minor][..], &[7; 32], &[0], &counted(&suites), &[1, 0], &counted(&extensions)].concat();
+    let handshake = [&[1, 0][..], &counted(&body)].concat();
+    [&[0x16, 3, 1][..], &counted(&handshake)].concat()
 }
