@@ -20,7 +20,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Octets at which a segment is closed and the next begun.
+/// Octets at which a segment is closed and the next begun; where the whole spool may have less than eight of them, an eighth of it, as
+/// the oldest goes by segments.
 pub const SEGMENT_OCTETS: u64 = 8 << 20;
 /// Octets of a file that can be a segment; a longer one is left alone.
 const SEGMENT_OCTETS_MAX: u64 = 64 << 20;
@@ -99,6 +100,8 @@ struct Segment {
     settled: u64,
     /// Of an earlier process.
     recovered: bool,
+    /// The disk does not give it: it is left alone until the next start.
+    is_unreadable: bool,
     /// When its first Message was made, or the run that it is of began; seconds since 1970.
     begun_s: u32,
     /// Loaded where something of it was or is to be sent.
@@ -170,6 +173,7 @@ impl Spool {
             settled_flows: Tally::default(),
             settled: 0,
             recovered: true,
+            is_unreadable: false,
             begun_s: (epoch / 1000) as u32,
             index: None,
             cursor: 0,
@@ -214,8 +218,9 @@ impl Spool {
     }
 
     fn write(&mut self, number: u64, message: &Message) -> io::Result<()> {
+        let segment_octets = SEGMENT_OCTETS.min(self.options.octets_max / 8);
         let follows = self.segments.back().is_some_and(|last| {
-            !last.recovered && last.first + last.messages == number && last.octets < SEGMENT_OCTETS
+            !last.recovered && last.first + last.messages == number && last.octets < segment_octets
         });
         if self.open.is_none() || !follows {
             let begun_s = MessageHeader::read(&message.bytes).map_or(0, |header| header.export_time);
@@ -280,6 +285,7 @@ impl Spool {
             settled_flows: Tally::default(),
             settled: 0,
             recovered: false,
+            is_unreadable: false,
             begun_s,
             index: Some(Vec::new()),
             cursor: 0,
@@ -438,7 +444,7 @@ impl Spool {
             }
             self.load(at);
             let segment = &mut self.segments[at];
-            let index = segment.index.as_ref()?;
+            let Some(index) = segment.index.as_ref() else { continue };
             let waits = |entry: &Entry| entry.state == State::Waiting;
             let place = index[segment.cursor..].iter().position(waits).map(|place| segment.cursor + place);
             segment.cursor = place.unwrap_or(index.len());
@@ -454,7 +460,8 @@ impl Spool {
     pub fn has_waiting(&self, before: u64) -> bool {
         self.segments.iter().any(|segment| {
             let left = segment.index.as_ref().is_none_or(|index| segment.cursor < index.len());
-            left && (segment.epoch != self.epoch || segment.first + (segment.cursor as u64) < before)
+            left && !segment.is_unreadable
+                && (segment.epoch != self.epoch || segment.first + (segment.cursor as u64) < before)
         })
     }
 
@@ -481,13 +488,17 @@ impl Spool {
     /// Reads a segment's index; what is damaged of it is counted.
     fn load(&mut self, at: usize) {
         let segment = &mut self.segments[at];
-        if segment.index.is_some() {
+        if segment.index.is_some() || segment.is_unreadable {
             return;
         }
-        let scan = scan(&segment.path, segment.first).unwrap_or_else(|error| {
-            log::error!("{}: {error}", segment.path.display());
-            Scan::default()
-        });
+        let scan = match scan(&segment.path, segment.first) {
+            Ok(scan) => scan,
+            Err(error) => {
+                log::error!("{error}: what is in it waits for the next start");
+                segment.is_unreadable = true;
+                return;
+            }
+        };
         let mut lost = segment.flows;
         lost.subtract(scan.flows);
         let damaged = scan.entries.iter().filter(|entry| entry.state == State::Settled);
@@ -725,7 +736,8 @@ pub fn contents(path: &Path, first: u64) -> io::Result<Contents> {
 fn scan(path: &Path, first: u64) -> io::Result<Scan> {
     let file = File::open(path).map_err(|error| at(path, error))?;
     if file.metadata()?.len() > SEGMENT_OCTETS_MAX {
-        return Err(io::Error::other(format!("longer than {SEGMENT_OCTETS_MAX} octets: no segment of a spool")));
+        let long = format!("longer than {SEGMENT_OCTETS_MAX} octets: no segment of a spool");
+        return Err(at(path, io::Error::other(long)));
     }
     let mut bytes = Vec::new();
     (&file).take(SEGMENT_OCTETS_MAX).read_to_end(&mut bytes).map_err(|error| at(path, error))?;
