@@ -154,7 +154,11 @@ impl Lane {
             }
             match session.step(registry, wake, now) {
                 Some(Change::Opened) => self.counters.sessions.add(1),
-                Some(Change::Lost) if self.active == Some(at) => self.lose(),
+                Some(Change::Lost) if self.active == Some(at) => {
+                    // What came before the end need not be sent again.
+                    self.take_acks(now);
+                    self.lose();
+                }
                 Some(Change::Lost) | None => {}
             }
         }
