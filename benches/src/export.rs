@@ -167,13 +167,8 @@ fn delivery(pki: &Pki, records: u64, server: &ServerConfig, scratch: Option<&Pat
     let export = exports[0].1.clone();
     let books = Arc::new(ProbeBooks {
         captures: vec![("memory".into(), Box::new(CaptureBooks::default))],
-        frames_max: 0,
-        records_max: u64::MAX,
         meters: vec![meter.clone()],
-        exports,
-        balanced: false,
-        memory: Vec::new(),
-        certificates: None,
+        ..ProbeBooks::of_exports(exports)
     });
     let (poll, handles) = handles()?;
     let output = Output::Collectors(collectors);

@@ -23,11 +23,7 @@ pub fn bars(title: &str, unit: &str, bars: &[Bar]) -> String {
     let most = bars.iter().map(|bar| bar.value.max(bar.target.unwrap_or(0.0))).fold(f64::MIN_POSITIVE, f64::max);
     let scale = (WIDTH - NAMES - 90.0) / most;
     let height = TOP + BAR * bars.len() as f64 + 10.0;
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" font-size=\"14\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n<text x=\"10\" y=\"26\" font-size=\"17\">{}</text>\n",
-        escaped(title)
-    );
+    let mut svg = head(title, height);
     for (index, bar) in bars.iter().enumerate() {
         let top = TOP + BAR * index as f64;
         let (length, middle) = (bar.value * scale, top + 18.0);
@@ -55,6 +51,15 @@ pub fn bars(title: &str, unit: &str, bars: &[Bar]) -> String {
     svg
 }
 
+/// The beginning of a picture: its size, its ground, its title.
+fn head(title: &str, height: f64) -> String {
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" font-size=\"14\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n<text x=\"10\" y=\"26\" font-size=\"17\">{}</text>\n",
+        escaped(title)
+    )
+}
+
 /// Pixels: of the room left of a panel for its scale, of a panel, and of the room between two for the names.
 const SCALE: f64 = 80.0;
 const PANEL: f64 = 110.0;
@@ -76,12 +81,10 @@ pub fn lines(title: &str, panels: &[Panel], (what, from, to): (&str, f64, f64)) 
     let x = |second: f64| SCALE + second / seconds * (WIDTH - SCALE - 20.0);
     let bottom = TOP + (PANEL + BETWEEN) * panels.len() as f64;
     let height = bottom + 20.0;
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" font-size=\"13\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n<text x=\"10\" y=\"26\" font-size=\"17\">{}</text>\n\
-         <rect x=\"{:.1}\" y=\"{}\" width=\"{:.1}\" height=\"{}\" fill=\"#fed7d7\"/>\n\
+    let mut svg = head(title, height);
+    svg += &format!(
+        "<rect x=\"{:.1}\" y=\"{}\" width=\"{:.1}\" height=\"{}\" fill=\"#fed7d7\"/>\n\
          <text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\" fill=\"#c53030\">{}</text>\n",
-        escaped(title),
         x(from),
         TOP,
         x(to) - x(from),

@@ -66,6 +66,20 @@ pub enum When {
 }
 
 impl ProbeBooks {
+    /// Of an exporter that nothing meters for.
+    pub fn of_exports(exports: Vec<(String, Arc<ExportCounters>)>) -> ProbeBooks {
+        ProbeBooks {
+            captures: Vec::new(),
+            frames_max: 0,
+            records_max: u64::MAX,
+            meters: Vec::new(),
+            exports,
+            balanced: false,
+            memory: Vec::new(),
+            certificates: None,
+        }
+    }
+
     /// The equations and figures at this moment.
     pub fn books(&self, when: When) -> Books {
         let mut equations = self.packets(when);

@@ -11,7 +11,7 @@ use crate::exporter::outbox::Outbox;
 use crate::exporter::output::{Dump, FileOutput};
 use crate::exporter::spool::{Spool, SpoolOptions};
 use crate::exporter::transport::{Session, SessionOptions};
-use crate::exporter::{Collectors, Exporter, Output, ProcessOptions, Spread, handles};
+use crate::exporter::{Collectors, Exporter, Output, ProcessOptions, Spread, handles, unix_ms};
 use crate::options::{Destination, ExportChoice, Input, Plan};
 use crate::worker::{RecordRing, Worker, WorkerParts};
 use nagare_service::books::{Books, Publisher};
@@ -23,7 +23,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// Records that may wait between a worker and the exporter.
 const RING_RECORDS: usize = 1 << 16;
@@ -67,16 +67,8 @@ pub fn run(plan: &Plan, stop: &Stop) -> Result<Outcome, Box<dyn Error>> {
 pub fn replay(plan: &Plan, stop: &Stop) -> Result<Outcome, Box<dyn Error>> {
     let (collectors, exports) = open_collectors(plan)?;
     let (poll, handles) = handles()?;
-    let books = Arc::new(ProbeBooks {
-        captures: Vec::new(),
-        frames_max: 0,
-        records_max: u64::MAX,
-        meters: Vec::new(),
-        exports,
-        balanced: false,
-        memory: Vec::new(),
-        certificates: collectors.certificates.clone(),
-    });
+    let certificates = collectors.certificates.clone();
+    let books = Arc::new(ProbeBooks { certificates, ..ProbeBooks::of_exports(exports) });
     let output = Output::Collectors(collectors);
     let exporter = Exporter::new(output, Vec::new(), books.clone(), false, stop.clone(), (poll, &handles));
     let failures: Vec<String> = exporter.run().into_iter().collect();
@@ -384,10 +376,6 @@ fn session_options(
         sndbuf: plan.sndbuf,
         probe: Some(identity.probe),
     }
-}
-
-fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
 fn publish(

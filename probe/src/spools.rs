@@ -7,7 +7,7 @@ use crate::exporter::spool::{contents, segment_files};
 use crate::options::SpoolCommand;
 use crate::run::replay;
 use nagare_service::run::stop_on_signals;
-use nagare_service::units::{Size, grouped};
+use nagare_service::units::{Size, date, grouped};
 use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -42,7 +42,7 @@ fn queues(dir: &Path) -> Result<Vec<PathBuf>, Box<dyn Error>> {
 /// Every segment is read whole: what is listed is what can be sent.
 fn list(dir: &Path) -> Result<bool, Box<dyn Error>> {
     let (mut whole, mut messages, mut flows, mut octets) = (true, 0, 0, 0);
-    println!("{:<20} {:>10} {:>12} {:>10}  segment", "begun (s of 1970)", "Messages", "flows", "octets");
+    println!("{:<24} {:>10} {:>12} {:>10}  segment", "begun", "Messages", "flows", "octets");
     for queue in queues(dir)? {
         for (epoch, first, path) in segment_files(&queue)? {
             let found = contents(&path, first)?;
@@ -54,7 +54,7 @@ fn list(dir: &Path) -> Result<bool, Box<dyn Error>> {
                 (0, 0) => String::new(),
                 (damaged, torn) => format!("  DAMAGED: {damaged} Messages, {torn} octets torn off the end"),
             };
-            println!("{begun:<20} {count:>10} {of:>12} {:>10}  {}{wrong}", found.octets, path.display());
+            println!("{:<24} {count:>10} {of:>12} {:>10}  {}{wrong}", date(begun as i64), found.octets, path.display());
             whole &= found.damaged == 0 && found.torn == 0;
             (messages, flows, octets) = (messages + found.messages, flows + found.flows, octets + found.octets);
         }

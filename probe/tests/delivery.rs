@@ -1,16 +1,18 @@
 //! Seeded simulation of a queue to a collector: outages, crashes of either side, memory and disk that are full, a power cut. No clock,
 //! no network; the files are real. Every flow arrives exactly once, but for those that the accounts call lost.
 
+mod numbered;
+
 use nagare_probe::counters::Tally;
 use nagare_probe::exporter::outbox::Outbox;
 use nagare_probe::exporter::process::ExportingProcess;
 use nagare_probe::exporter::spool::{Spool, SpoolOptions, contents, segment_files};
 use nagare_probe::exporter::transport::Id;
 use nagare_wire::delivery::{Ack, Ranges};
-use nagare_wire::flow::{Counters, FlowKey, FlowRecord};
 use nagare_wire::ipfix::field::FlowTemplate;
 use nagare_wire::ipfix::mapping::{Mapped, map};
 use nagare_wire::ipfix::{Transport, TransportSession};
+use numbered::{Random, flow, number_of};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -18,32 +20,6 @@ use std::path::Path;
 const SEEDS: u64 = 400;
 /// Events of a seed.
 const STEPS: u32 = 120;
-
-/// A generator that gives the same numbers for the same seed (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-}
-
-fn flow(number: u32) -> FlowRecord {
-    let key = FlowKey {
-        source: number.to_be_bytes().into(),
-        destination: [192, 0, 2, 1].into(),
-        source_port: 1024,
-        destination_port: 443,
-        protocol: 17,
-        ..FlowKey::default()
-    };
-    let forward = Counters { packets: 1 + u64::from(number % 7), octets: 60, tcp_flags: 0 };
-    FlowRecord { key, start_us: 1000, end_us: 2000, forward, end_reason: 1, ..FlowRecord::default() }
-}
 
 /// A collector that stores each Message once, as the real one does.
 #[derive(Default)]
@@ -62,8 +38,7 @@ impl Collector {
         let session = self.session.as_mut().expect("a session");
         let received = session.receive(message, |header, record| {
             if let Mapped::Flow(flow) = map(header, &record) {
-                let std::net::IpAddr::V4(source) = flow.key.source else { panic!("IPv4") };
-                numbers.push(u32::from(source));
+                numbers.push(number_of(&flow));
             }
         });
         let received = received.expect("well-formed");

@@ -2,6 +2,7 @@
 
 #[path = "exporter/collector.rs"]
 mod collector;
+mod numbered;
 #[path = "exporter/rig.rs"]
 mod rig;
 

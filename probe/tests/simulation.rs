@@ -2,25 +2,10 @@
 
 #[path = "simulation/model.rs"]
 mod model;
+mod numbered;
 
 use model::{Step, run};
-
-/// A generator whose runs can be had again by their seed (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-}
+use numbered::Random;
 
 /// Steps of a run: so many flows, with pauses of up to so many milliseconds, the clock set where `sets_clock`.
 fn steps(random: &mut Random, count: usize, flows: u64, pause_ms: u64, sets_clock: bool) -> Vec<Step> {

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
+use x509_parser::time::ASN1Time;
 
 /// A length of time with its unit: `500ms`, `15s`, `5m`, `24h`, `7d`. Whole milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,6 +37,14 @@ pub fn grouped(value: u64) -> String {
         out.push(digit);
     }
     out
+}
+
+/// Seconds since 1970 as people talk of them: `2026-11-24 02:57:57 UTC`.
+pub fn date(seconds: i64) -> String {
+    let Ok(asn1) = ASN1Time::from_timestamp(seconds) else { return format!("{seconds} s after 1970") };
+    let at = asn1.to_datetime();
+    let (hour, minute, second) = (at.hour(), at.minute(), at.second());
+    format!("{}-{:02}-{:02} {hour:02}:{minute:02}:{second:02} UTC", at.year(), u8::from(at.month()), at.day())
 }
 
 /// Units of time with their milliseconds, largest first.
@@ -162,6 +171,13 @@ mod tests {
             let span = Span(Duration::from_millis(number));
             prop_assert_eq!(span.to_string().parse::<Span>(), Ok(span));
         }
+    }
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        assert_eq!(date(0), "1970-01-01 00:00:00 UTC");
+        assert_eq!(date(1_800_000_000), "2027-01-15 08:00:00 UTC");
+        assert!(date(i64::MAX).contains("s after 1970"));
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub const FRAME_LENGTH: usize = 20;
 /// Octets of an acknowledgement.
 pub const ACK_LENGTH: usize = 28;
 
-/// The number in a SETTLED frame that stands for a whole epoch, which will not come again.
+/// The number in a SETTLED frame of an epoch that is over: none of its numbers will come again.
 pub const WHOLE_EPOCH: u64 = u64::MAX;
 
 const HELLO: u8 = 1;

@@ -3,7 +3,7 @@
 //! Probes and epochs are kept in the order in which they were last heard of; where there are too many, the one unheard for longest is
 //! forgotten. Every bound is per site, so that no site can make another one's probes be forgotten.
 
-use nagare_wire::delivery::{ProbeId, Ranges, WHOLE_EPOCH};
+use nagare_wire::delivery::{ProbeId, Ranges};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ pub struct Mark {
     pub epoch: u64,
     /// The first number.
     pub first: u64,
-    /// The last number; [`WHOLE_EPOCH`] for an epoch that is to be forgotten.
+    /// The last number.
     pub last: u64,
 }
 
@@ -64,11 +64,6 @@ impl Marks {
             site.ranges -= gone.epochs.iter().map(weight).sum::<usize>();
         }
         let Some(probe) = site.probes.last_mut() else { return };
-        if mark.last == WHOLE_EPOCH {
-            let over = probe.epochs.extract_if(.., |(epoch, _)| *epoch == mark.epoch);
-            site.ranges -= over.map(|epoch| weight(&epoch)).sum::<usize>();
-            return;
-        }
         let known = probe.epochs.len();
         let new = || (mark.epoch, Ranges::default());
         let gone = to_last(&mut probe.epochs, |(epoch, _)| *epoch == mark.epoch, EPOCHS_MAX, new);
@@ -177,6 +172,7 @@ impl From<MarksOnDisk> for Marks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nagare_wire::delivery::WHOLE_EPOCH;
 
     fn mark(site: &str, probe: u8, epoch: u64, first: u64, last: u64) -> Mark {
         Mark { site: site.into(), probe: [probe; 16], epoch, first, last }
@@ -192,8 +188,9 @@ mod tests {
         {
             assert!(!marks.contains(site, &[probe; 16], epoch, number), "{site} {probe} {epoch} {number}");
         }
+        // Of an epoch that is over a connection that was held up may still bring something.
         marks.insert(&mark("tokyo", 1, 7, 0, WHOLE_EPOCH));
-        assert!(!marks.contains("tokyo", &[1; 16], 7, 5));
+        assert!(marks.contains("tokyo", &[1; 16], 7, 5) && marks.contains("tokyo", &[1; 16], 7, 6));
     }
 
     #[test]

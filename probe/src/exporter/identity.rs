@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::spool::segment_files;
+use super::spool::{at, segment_files};
 use nagare_service::books::write_whole;
 use nagare_wire::delivery::ProbeId;
 use serde::{Deserialize, Serialize};
@@ -160,10 +160,6 @@ fn random() -> ProbeId {
         half.copy_from_slice(&ahash::RandomState::new().hash_one("probe").to_be_bytes());
     }
     id
-}
-
-fn at(path: &Path, error: io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::books::{ProbeBooks, When};
 use crate::counters::{ExportCounters, Tally};
 use mio::Registry;
 use nagare_service::endpoint::Scheme;
-use nagare_wire::delivery::FromProbe;
+use nagare_wire::delivery::{FromProbe, WHOLE_EPOCH};
 use nagare_wire::flow::FlowRecord;
 use nagare_wire::ipfix::mapping::{Book, ExporterStatistics, Process};
 use std::collections::BTreeSet;
@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a collector is asked to hurry.
 const HURRY_INTERVAL: Duration = Duration::from_millis(200);
+/// How often the counters are brought up to date.
+const ACCOUNT_INTERVAL: Duration = Duration::from_millis(20);
 /// How often numbers that will not come are told of.
 const SETTLE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -57,6 +59,7 @@ pub struct Lane {
     templated: Instant,
     hurried: Instant,
     settled: Instant,
+    accounted: Instant,
     /// When records were last delivered.
     progress: Instant,
     /// Told with the first books of this run.
@@ -111,6 +114,7 @@ impl Lane {
             templated: now,
             hurried: now,
             settled: now,
+            accounted: now,
             progress: now,
             gap,
             old_epochs,
@@ -204,7 +208,7 @@ impl Lane {
         let waiting = self.outbox.old_epochs();
         let over: Vec<u64> = self.old_epochs.difference(&waiting).copied().collect();
         self.old_epochs = waiting;
-        let frames = settled.into_iter().chain(over.into_iter().map(Outbox::whole));
+        let frames = settled.into_iter().chain(over.into_iter().map(|epoch| (epoch, WHOLE_EPOCH)));
         if let Some(session) = self.session() {
             frames.for_each(|(epoch, number)| session.say(FromProbe::Settled { epoch, number }));
         }
@@ -246,8 +250,9 @@ impl Lane {
         if self.outbox.is_filling() {
             self.hurry(now);
         }
-        let gaps = self.outbox.has_gaps() || self.old_epochs != self.outbox.old_epochs();
-        if gaps && now.duration_since(self.settled) >= SETTLE_INTERVAL {
+        if now.duration_since(self.settled) >= SETTLE_INTERVAL
+            && (self.outbox.has_gaps() || self.old_epochs != self.outbox.old_epochs())
+        {
             self.say_settled(now);
         }
         // A datagram is delivered when the kernel has it.
@@ -318,8 +323,16 @@ impl Lane {
         self.flushed = now;
     }
 
+    /// Brings the counters up to what the outbox knows, now and then: that goes through everything that waits.
+    pub fn account_sometimes(&mut self, now: Instant) {
+        if now.duration_since(self.accounted) >= ACCOUNT_INTERVAL {
+            self.account(now);
+        }
+    }
+
     /// Brings the counters up to what the outbox knows. Stocks go before what they become.
-    pub fn account(&mut self, now: Instant) {
+    fn account(&mut self, now: Instant) {
+        self.accounted = now;
         let (fates, [own, old]) = (self.outbox.fates(), self.outbox.accounts());
         let counters = &self.counters;
         if let Some(spool) = self.outbox.spool() {
@@ -396,9 +409,9 @@ impl Lane {
     fn end_session(&mut self, now: Instant) {
         self.is_closed = true;
         self.say_settled(now);
-        let (epoch, number) = Outbox::whole(self.outbox.epoch());
+        let epoch = self.outbox.epoch();
         if let Some(session) = self.session() {
-            session.say(FromProbe::Settled { epoch, number });
+            session.say(FromProbe::Settled { epoch, number: WHOLE_EPOCH });
             session.close(now);
             session.write();
         }

@@ -216,11 +216,11 @@ impl Exporter {
                 }
             }
         }
-        collectors.identity.alive(now, unix_time().as_millis() as u64);
+        collectors.identity.alive(now, unix_ms());
         for lane in &mut collectors.lanes {
             lane.report(now, &self.books, if self.ending.is_some() { When::Draining } else { When::Running });
             lane.send(now);
-            lane.account(now);
+            lane.account_sometimes(now);
             more |= lane.is_busy();
         }
         more
@@ -290,7 +290,7 @@ impl Exporter {
                     std::iter::from_fn(|| ring.queue.pop()).for_each(|flow| collectors.push(&flow, now));
                 }
                 collectors.lanes.iter_mut().for_each(|lane| lane.close(now));
-                collectors.identity.ended(unix_time().as_millis() as u64);
+                collectors.identity.ended(unix_ms());
             }
             Output::File(file, process) => {
                 if let Some(message) = process.flush(unix_s()) {
@@ -345,6 +345,11 @@ fn write_file(file: &mut FileOutput, message: &Message, counters: &ExportCounter
             *broken = Some(error.to_string());
         }
     }
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn unix_ms() -> u64 {
+    unix_time().as_millis() as u64
 }
 
 fn unix_time() -> Duration {

@@ -13,7 +13,7 @@ use super::process::Message;
 use super::spool::{Account, Drained, Spool};
 use super::transport::Id;
 use crate::counters::Tally;
-use nagare_wire::delivery::{Ack, WHOLE_EPOCH};
+use nagare_wire::delivery::Ack;
 use nagare_wire::ipfix::MessageHeader;
 use nagare_wire::ipfix::export::MessageBuilder;
 use std::collections::{BTreeSet, VecDeque};
@@ -364,11 +364,6 @@ impl Outbox {
     pub fn old_epochs(&self) -> BTreeSet<u64> {
         let lowest = self.spool.as_ref().map(Spool::lowest).unwrap_or_default();
         lowest.into_iter().map(|(epoch, _)| epoch).filter(|epoch| *epoch != self.epoch).collect()
-    }
-
-    /// The SETTLED frame of an epoch that is over.
-    pub fn whole(epoch: u64) -> (u64, u64) {
-        (epoch, WHOLE_EPOCH)
     }
 
     /// This run's epoch.

@@ -618,7 +618,8 @@ fn file_name(epoch: u64, first: u64) -> String {
     format!("{epoch:020}-{first:020}.ipfix")
 }
 
-fn at(path: &Path, error: io::Error) -> io::Error {
+/// The error with the path that it is about.
+pub(super) fn at(path: &Path, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 

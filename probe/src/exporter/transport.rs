@@ -172,11 +172,6 @@ impl Session {
         }
     }
 
-    /// Whether it was closed, by us and by the collector.
-    pub fn is_closed(&self) -> bool {
-        matches!(self.state, State::Closed)
-    }
-
     /// Whether it goes over UDP.
     pub fn is_datagram(&self) -> bool {
         matches!(self.state, State::Datagram(_))
@@ -204,16 +199,6 @@ impl Session {
     /// Whether no attempt has failed since a session stood, or ever: the next one may well succeed.
     pub fn may_come(&self) -> bool {
         self.failures == 0
-    }
-
-    /// Whether the collector acknowledges what it has stored.
-    pub fn delivers(&self) -> bool {
-        self.delivers
-    }
-
-    /// Where it goes to.
-    pub fn endpoint(&self) -> &Endpoint {
-        &self.options.endpoint
     }
 
     /// How long no session has stood.
@@ -490,7 +475,8 @@ fn open_socket(address: SocketAddr, kind: Type, protocol: Protocol, options: &Se
     };
     match options.bind {
         Some(own) if own.is_ipv4() != address.is_ipv4() => {
-            return Err(io::Error::other(format!("--bind {own} is of the other family")));
+            let other = format!("--bind {own} is of the other family: name an address of this one, or none");
+            return Err(io::Error::other(other));
         }
         Some(own) => socket.bind(&SocketAddr::from((own, 0)).into())?,
         None if kind == Type::DGRAM => socket.bind(&SocketAddr::from((any, 0)).into())?,

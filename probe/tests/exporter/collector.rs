@@ -271,7 +271,7 @@ impl Seen {
     fn take(&mut self, session: &mut TransportSession, message: &[u8]) {
         let received = session
             .receive(message, |header, record| match map(header, &record) {
-                Mapped::Flow(flow) => self.flows.push(super::rig::number_of(&flow)),
+                Mapped::Flow(flow) => self.flows.push(crate::numbered::number_of(&flow)),
                 Mapped::Book(book) => self.books.push(book),
                 Mapped::Statistics(statistics) => self.statistics.push(statistics),
                 Mapped::Other => panic!("a record of an unknown kind"),

@@ -1,5 +1,6 @@
 //! An exporter with everything around it but workers, which the test plays; and whole probes that read a file.
 
+use crate::numbered::flow;
 use clap::Parser;
 use nagare_probe::books::{CaptureBooks, ProbeBooks, When};
 use nagare_probe::counters::{MeterCounters, Tally};
@@ -8,7 +9,6 @@ use nagare_probe::options::CommandLine;
 use nagare_probe::run::open_collectors;
 use nagare_probe::worker::RecordRing;
 use nagare_service::run::Stop;
-use nagare_wire::flow::{Counters, FlowKey, FlowRecord};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -96,13 +96,8 @@ impl Rig {
         };
         let books = Arc::new(ProbeBooks {
             captures: vec![("test".into(), Box::new(capture))],
-            frames_max: 0,
-            records_max: u64::MAX,
             meters: vec![meter.clone()],
-            exports,
-            balanced: false,
-            memory: Vec::new(),
-            certificates: None,
+            ..ProbeBooks::of_exports(exports)
         });
         let (poll, handles) = handles().expect("descriptors");
         let (output, stop) = (Output::Collectors(collectors), Stop::new());
@@ -154,29 +149,6 @@ impl Rig {
             sessions: self.books.exports[0].1.sessions.get() as u32,
             elapsed: begin.elapsed(),
         }
-    }
-}
-
-/// The flow of a number.
-pub fn flow(number: u32) -> FlowRecord {
-    let key = FlowKey {
-        source: number.to_be_bytes().into(),
-        destination: [192, 0, 2, 1].into(),
-        source_port: 1024,
-        destination_port: 443,
-        protocol: 17,
-        vlan: 0,
-        ..FlowKey::default()
-    };
-    let forward = Counters { packets: 1 + u64::from(number % 7), octets: 60 + u64::from(number % 1000), tcp_flags: 0 };
-    FlowRecord { key, start_us: 1000, end_us: 2000, forward, end_reason: 1, ..FlowRecord::default() }
-}
-
-/// The number of a flow.
-pub fn number_of(flow: &FlowRecord) -> u32 {
-    match flow.key.source {
-        std::net::IpAddr::V4(address) => address.into(),
-        std::net::IpAddr::V6(_) => panic!("no test has flows of IPv6"),
     }
 }
 

@@ -1,10 +1,10 @@
 //! Refusals in words: which check failed, and what to do.
 
+use crate::units::date as date_of_seconds;
 use rustls::pki_types::{ServerName, UnixTime};
 use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible};
 use std::io;
 use std::path::PathBuf;
-use x509_parser::time::ASN1Time;
 
 /// Whose point of view a refusal is told from, and with which options.
 #[derive(Clone, Debug)]
@@ -238,13 +238,5 @@ fn incompatible(why: &PeerIncompatible) -> String {
 
 /// A time as certificates are talked of: `2026-11-24 02:57:57 UTC`.
 fn date(time: UnixTime) -> String {
-    date_of(i64::try_from(time.as_secs()).unwrap_or(i64::MAX))
-}
-
-/// The same of seconds since 1970.
-pub(super) fn date_of(seconds: i64) -> String {
-    let Ok(asn1) = ASN1Time::from_timestamp(seconds) else { return format!("{seconds} s after 1970") };
-    let at = asn1.to_datetime();
-    let (hour, minute, second) = (at.hour(), at.minute(), at.second());
-    format!("{}-{:02}-{:02} {hour:02}:{minute:02}:{second:02} UTC", at.year(), u8::from(at.month()), at.day())
+    date_of_seconds(i64::try_from(time.as_secs()).unwrap_or(i64::MAX))
 }

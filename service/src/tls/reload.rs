@@ -194,7 +194,7 @@ fn days_left(expires: i64, now: i64) -> i64 {
 
 /// What is said of an own certificate, where there is something to say.
 fn expiry_warning(file: &Path, expires: i64, now: i64) -> Option<String> {
-    let (file, date, days) = (file.display(), super::explain::date_of(expires), days_left(expires, now));
+    let (file, date, days) = (file.display(), crate::units::date(expires), days_left(expires, now));
     let renew = "`nagare-collector pki renew` makes a new pair, which is taken without a restart";
     match days {
         ..0 => {
